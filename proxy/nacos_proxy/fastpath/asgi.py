@@ -49,8 +49,9 @@ class FastPath:
             recorder = _ResponseRecorder(self._table, scope, target, send)
             await self._app(scope, receive, recorder.send)
             return
-        if HEAD_KEY in scope and self._table.admits(scope[HEAD_KEY]) and keeps_connection(scope):
-            self._table.offer(scope[HEAD_KEY], response.copy(), self._table.serial)
+        closes = closes_connection(scope)
+        if HEAD_KEY in scope and self._table.admits(scope[HEAD_KEY]) and closes is not None:
+            self._table.offer(scope[HEAD_KEY], response.copy(closes=closes), self._table.serial)
         scope[REPEATED] = response.cacheable.route
         response.hits.target += 1
         body = response.body if response.make_body is None else response.make_body()
@@ -79,11 +80,12 @@ def target_key(kind: bytes, path: bytes, query: bytes, headers: Headers) -> Look
     return tuple(parts)
 
 
-def keeps_connection(scope: Scope) -> bool:
-    """Whether the connection is HTTP/1.1 and stays open after the response."""
+def closes_connection(scope: Scope) -> bool | None:
+    """Whether the connection ends after the response; None if the head stage cannot tell, or it is not HTTP/1.1."""
     if scope["http_version"] != "1.1":
-        return False
-    return all(value.lower() == b"keep-alive" for name, value in scope["headers"] if name == b"connection")
+        return None
+    wishes = {value.lower() for name, value in scope["headers"] if name == b"connection"}
+    return None if wishes - {b"keep-alive", b"close"} else b"close" in wishes
 
 
 class _ResponseRecorder:
@@ -98,7 +100,7 @@ class _ResponseRecorder:
         self._send = send
         self._since = table.serial
         self._cacheable: Cacheable | None = None  # set while a response is recorded
-        self._keys: list[LookupKey] = []
+        self._keys: dict[LookupKey, bool] = {}  # whether the connection ends after the response
         self._start: tuple[int, Headers] = (0, ())
         self._body: list[bytes] = []
 
@@ -115,10 +117,10 @@ class _ResponseRecorder:
         cacheable: Cacheable | None = self._scope.get(CACHEABLE)
         if cacheable is None or any(name in BYPASS for name, _ in self._scope["headers"]):
             return
-        keys = [self._target]
-        if HEAD_KEY in self._scope and keeps_connection(self._scope):
-            keys.append(self._scope[HEAD_KEY])
-        self._keys = [key for key in keys if self._table.admits(key)]
+        keys = {self._target: False}
+        if HEAD_KEY in self._scope and (closes := closes_connection(self._scope)) is not None:
+            keys[self._scope[HEAD_KEY]] = closes
+        self._keys = {key: closes for key, closes in keys.items() if self._table.admits(key)}
         if self._keys:
             self._cacheable = cacheable
             self._start = (message["status"], list(message.get("headers", ())))
@@ -133,5 +135,5 @@ class _ResponseRecorder:
         path = b"?".join(filter(None, (raw, self._scope["query_string"]))).decode("latin-1")
         hits = self._table.hits_of(cacheable.route, status)
         response = PreparedResponse(cacheable, status, headers, body, path=path, hits=hits)
-        for key in self._keys:
-            self._table.offer(key, response.copy(), self._since)
+        for key, closes in self._keys.items():
+            self._table.offer(key, response.copy(closes=closes), self._since)

@@ -39,7 +39,7 @@ class FastProtocol(LimitedProtocol):
     now: ClassVar[staticmethod[[], float]]
 
     __slots__ = (
-        "_heads_parsed", "_last_sent", "_max_fast_head", "_one_chunk", "_prepared", "_request_id", "_socket",
+        "_chunk", "_closes", "_heads_parsed", "_last_sent", "_max_fast_head", "_prepared", "_request_id", "_socket",
         "_socket_kind", "_stream",
     )  # fmt: skip
 
@@ -52,7 +52,8 @@ class FastProtocol(LimitedProtocol):
         self._prepared: PreparedResponse | None = None  # the response to the request parsed last
         self._request_id = b""  # that the request parsed last has
         self._max_fast_head = min(self.table.policy.max_head, self.limits.max_head)
-        self._one_chunk = False  # the parser is reading one chunk of at most `_max_fast_head` bytes
+        self._closes = False  # the request parsed last wants the connection to be closed
+        self._chunk = b""  # the one chunk of at most `_max_fast_head` bytes that the parser reads
         self._stream: Stream | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -77,17 +78,21 @@ class FastProtocol(LimitedProtocol):
         if response is None or self.flow.write_paused or self.transport.is_closing():
             self._parse_chunk(data, key)
         else:
-            self._send_prepared(response, sane_id(request_id) if request_id else "")
+            self._send_prepared(response, sane_id(request_id) if request_id else "", response.closes)
             response.hits.head += 1
 
-    def _send_prepared(self, response: PreparedResponse, request_id: str = "") -> None:
+    def _send_prepared(self, response: PreparedResponse, request_id: str, closes: bool) -> None:
         data = response.to_bytes(self.server_state.default_headers)  # head and body, for one write
         if self.log is not None:
             self._log_prepared(self.log, response, len(data) - data.index(b"\r\n\r\n") - 4, request_id)
         if request_id:
             data = data.replace(b"\r\n", f"\r\nx-request-id: {request_id}\r\n".encode("ascii"), 1)
-        self.transport.write(data)
         self.server_state.total_requests += 1
+        if closes:
+            self.transport.write(data.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+            self.close()
+            return
+        self.transport.write(data)
         self._last_sent = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._start_keep_alive_timer(self.timeout_keep_alive)
@@ -99,24 +104,24 @@ class FastProtocol(LimitedProtocol):
 
     def _parse_chunk(self, data: bytes, key: LookupKey) -> None:
         heads_before = self._heads_parsed
-        self._one_chunk = True
+        self._chunk = data
         try:
             super().data_received(data)
         finally:
-            self._one_chunk = False
+            self._chunk = b""
         if self._phase != BETWEEN or self._heads_parsed != heads_before + 1:
             return  # not one whole message
         if _ID_HEADER in (key[0] if isinstance(key, tuple) else key).lower():
             return  # written in a way that `heads` does not know
         if self._prepared is not None:
             if self.table.admits(key):
-                self.table.offer(key, self._prepared.copy(), self.table.serial)
+                self.table.offer(key, self._prepared.copy(closes=self._closes), self.table.serial)
         else:
             self.scope[HEAD_KEY] = key  # type: ignore[typeddict-unknown-key] - the app's task starts later and reads it
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._prepared, self._request_id = None, b""
+        self._prepared, self._request_id, self._closes = None, b"", False
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -128,20 +133,23 @@ class FastProtocol(LimitedProtocol):
             super().on_headers_complete()
         else:
             self._prepared = response
-            self._send_prepared(response, sane_id(self._request_id))
+            self._send_prepared(response, sane_id(self._request_id), self._closes)
             response.hits.target += 1
 
     def _find_target(self) -> PreparedResponse | None:
         """The prepared response to the request whose head is complete, if it can be sent at once."""
         cycle = self.cycle
-        if not self._one_chunk or (cycle and not cycle.response_complete) or not self._is_plain_get():
+        if not self._chunk or (cycle and not cycle.response_complete) or not self._is_plain_get():
             return None
         headers: list[tuple[bytes, bytes]] = []
         for pair in self.headers:
             if pair[0] in KEY_HEADERS:
                 headers.append(pair)
-            elif pair[0] == b"connection" and pair[1].lower() != b"keep-alive":
-                return None
+            elif pair[0] == b"connection":
+                if pair[1].lower() == b"close" and self._chunk.find(b"\r\n\r\n") == len(self._chunk) - 4:
+                    self._closes = True  # and nothing is behind it, which would have to be ignored
+                elif pair[1].lower() != b"keep-alive":
+                    return None
             elif pair[0] == _ID_HEADER:
                 self._request_id = pair[1]
         path, _, query = self.url.partition(b"?")
@@ -153,7 +161,7 @@ class FastProtocol(LimitedProtocol):
         parser: Any = self.parser
         if parser.get_method() != b"GET" or parser.get_http_version() != "1.1":
             return False
-        return parser.should_keep_alive() and b"#" not in self.url and not self.root_path
+        return b"#" not in self.url and not self.root_path
 
     def on_message_complete(self) -> None:
         if self._prepared is None:

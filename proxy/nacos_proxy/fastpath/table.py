@@ -59,12 +59,13 @@ class HitCounts:
 class PreparedResponse:
     """A response under one lookup key, with lower-case header names.
 
-    Its Age and Cache-Status are right until `rendered_until` (seconds); `render` updates them.
+    Its Age and Cache-Status are right until `rendered_until` (seconds); `render` updates them. `closes`: the requests
+    under this key want the connection to be closed.
     """
 
     __slots__ = (
-        "_default_headers", "_raw", "_raw_heads", "_templates", "body", "cacheable", "cost", "headers", "hits",
-        "make_body", "path", "rendered_until", "status",
+        "_default_headers", "_raw", "_raw_heads", "_templates", "body", "cacheable", "closes", "cost", "headers",
+        "hits", "make_body", "path", "rendered_until", "status",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +77,7 @@ class PreparedResponse:
         *,
         path: str = "",
         hits: HitCounts | None = None,
+        closes: bool = False,
     ) -> None:
         self.cacheable = cacheable
         self.status = status
@@ -83,6 +85,7 @@ class PreparedResponse:
         self.make_body = cacheable.make_body
         self.path = path
         self.hits = hits if hits is not None else HitCounts()
+        self.closes = closes
         self.headers = [(name.lower(), value) for name, value in headers]
         self.rendered_until = float("-inf")
         self.cost = 0
@@ -95,9 +98,11 @@ class PreparedResponse:
         self._raw_heads: dict[int, bytes] = {}  # instead of `_raw` if there is `make_body`: heads by the body's length
         self._default_headers: Headers = ()  # those in `_raw` or `_raw_heads`
 
-    def copy(self) -> PreparedResponse:
+    def copy(self, *, closes: bool = False) -> PreparedResponse:
         """The response for another lookup key."""
-        return PreparedResponse(self.cacheable, self.status, self.headers, self.body, path=self.path, hits=self.hits)
+        return PreparedResponse(
+            self.cacheable, self.status, self.headers, self.body, path=self.path, hits=self.hits, closes=closes
+        )
 
     def render(self, now: float) -> None:
         """Updates Age and the ttl of Cache-Status (RFC 9111 5.1, RFC 9211) for `now`, which is before `valid_until`.

@@ -211,8 +211,8 @@ async def test_fast_path_offers_a_known_target_under_the_head_key() -> None:
     assert found.path == "/list"
 
 
-@pytest.mark.parametrize(("version", "connection"), [("1.0", b"keep-alive"), ("1.1", b"close"), ("1.1", b"x, close")])
-async def test_recorder_does_not_use_the_head_key_of_a_request_that_closes_its_connection(
+@pytest.mark.parametrize(("version", "connection"), [("1.0", b"keep-alive"), ("1.0", b"close"), ("1.1", b"x, close")])
+async def test_recorder_does_not_use_the_head_key_of_a_request_whose_connection_may_end(
     version: str, connection: bytes
 ) -> None:
     service = Service()
@@ -221,6 +221,16 @@ async def test_recorder_does_not_use_the_head_key_of_a_request_that_closes_its_c
         await times(service, 1, "/list", (b"connection", connection), **scope)
     assert service.table.find(b"GET /list", service.now) is None
     assert service.asked == 2
+
+
+@pytest.mark.parametrize(("connection", "closes"), [(b"keep-alive", False), (b"Close", True)])
+async def test_recorder_keeps_whether_the_connection_ends(connection: bytes, closes: bool) -> None:
+    service = Service()
+    for _ in range(2):
+        await times(service, 1, "/list", (b"connection", connection), **{HEAD_KEY: b"GET /list", "http_version": "1.1"})
+    found = service.table.find(b"GET /list", service.now)
+    assert found is not None
+    assert found.closes is closes
 
 
 async def test_recorder_does_not_keep_a_key_that_is_too_long() -> None:

@@ -247,7 +247,7 @@ async def test_target_stage_differs_by_the_headers_in_vary(more: bytes) -> None:
     assert service.asked == 3
 
 
-@pytest.mark.parametrize("more", [b"Connection: close\r\n", b"Connection: x\r\n"])
+@pytest.mark.parametrize("more", [b"Connection: x\r\n", b"Connection: close, x\r\n"])
 async def test_target_stage_passes_on_what_the_server_must_see(more: bytes) -> None:
     connection = Connection(Service())
     await connection.warm()
@@ -268,19 +268,43 @@ async def test_target_stage_passes_on_a_head_that_is_too_long() -> None:
 # what is parsed
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"GET /list HTTP/1.0\r\nHost: here\r\n\r\n",
-        b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n",
-    ],
-)
-async def test_connection_close_closes_the_connection_each_time(head: bytes) -> None:
+CLOSING = b"GET /list HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("new", [b"", b"RequestId: %d\r\n", b"Number: %d\r\n"], ids=["same", "head", "target"])
+async def test_connection_close_closes_the_connection_behind_a_repeated_response(new: bytes) -> None:
+    service = Service()
+    connection = Connection(service)
+    first = None
+    for n in range(5):
+        connection.protocol, connection.transport = connection.open()
+        head = CLOSING.replace(b"\r\n\r\n", b"\r\n" + new.replace(b"%d", b"%d" % n) + b"\r\n")
+        answer = await connection.say(head)
+        assert answer.count(b"\r\nconnection: close\r\n") == 1
+        assert answer == (first := first or answer)
+        assert connection.transport.closing
+    assert service.asked == 2
+    assert b"connection" not in await connection.warm(CLOSING.replace(b"Connection: close\r\n", b""))
+
+
+async def test_connection_close_keeps_what_is_behind_it_from_the_app() -> None:
+    service = Service()
+    connection = Connection(service)
+    await connection.warm(CLOSING.replace(b"Connection: close\r\n", b""))
+    post = b"POST /plain HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n"
+    answer = await connection.say(CLOSING + post)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert connection.transport.closing
+    assert [scope["method"] for scope in service.scopes if scope["path"] == "/plain"] == []
+
+
+async def test_http_1_0_closes_the_connection_each_time() -> None:
     service = Service()
     connection = Connection(service)
     for _ in range(4):
         connection.protocol, connection.transport = connection.open()
-        assert (await connection.say(head)).startswith(b"HTTP/1.1 200 OK\r\n")
+        answer = await connection.say(b"GET /list HTTP/1.0\r\nHost: here\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
         assert connection.transport.closing
     assert service.table.hits_of(LISTS, 200).head == 0
 
