@@ -282,11 +282,11 @@ class Cache:
         It is dated `now_ms`: before a kill, SDKs may have seen later lists than the disk has, and they ignore a list
         that is older than their last one (nacos-grpc.md 6).
         """
-        entry = self._get_or_create(snapshot.key)
+        entry = self._store.get(snapshot.key) or Entry(snapshot.key)
         if entry.visible is None:
-            entry.upstream_snapshot = snapshot
-            moment = max(now_ms, snapshot.last_ref_time + 1)
-            self._set_visible(entry, apply_pending(snapshot, entry.pending), "disk", moment)
+            snapshot = snapshot.dated(max(now_ms, snapshot.last_ref_time + 1))
+            entry.upstream_snapshot, entry.visible = snapshot, apply_pending(snapshot, entry.pending)
+            entry.ever_nonempty = entry.ever_nonempty or bool(entry.visible.instances)
             entry.confirmed_at, entry.from_disk = now - age, True
             self._store.put(entry)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from sys import intern
 from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
@@ -117,13 +118,15 @@ def read_each(hosts: Sequence[Any], key: ServiceKey) -> Hosts:
     grouped, bare, large = key.grouped, key.name, len(hosts) >= LARGE
     found: list[Instance] = []
     unreadable: list[str] = []
-    any_host = not hosts
+    any_host, metadata = not hosts, EMPTY
     for host in hosts:
         try:
             name: Any = host.get("serviceName")
             if name and name != grouped and name != bare:
                 check_named(key, name)
-            found.append(read_host(host, grouped, large=large))
+            instance = read_host(host, grouped, large=large, like=metadata)
+            found.append(instance)
+            metadata = instance.metadata
         except Misplaced:
             raise
         except (Malformed, AttributeError) as error:
@@ -147,11 +150,12 @@ def check_named(key: ServiceKey, *names: object) -> None:
             raise Misplaced(f"asked for {key.grouped!r}, but the answer is about {name[:200]!r}")
 
 
-def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
+def read_host(host: Any, grouped: str, *, large: bool = False, like: Metadata = EMPTY) -> Instance:
     """Reads a host of 1.x, 2.x, 3.x or r-nacos. Raises `Malformed`.
 
     The usual instance id (or r-nacos's `ip#port`) becomes ''. Unknown fields become `extra`. `large`: use the memo,
-    because the host is one of many and probably unchanged.
+    because the host is one of many and probably unchanged. `like` is used instead of equal metadata: the hosts of a
+    service usually have the same, which is then kept once.
     """
     try:
         ip, port, weight = host["ip"], host["port"], host.get("weight", 1.0)
@@ -170,7 +174,7 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
     fields = (
         ip,
         port if type(port) is int and 0 <= port <= 65535 else _port(port),
-        cluster,
+        intern(cluster),
         weight if type(weight) is float else _weight(weight),
         (host.get("valid") is not False) if healthy is None else healthy is True,
         host.get("enabled") is not False,
@@ -180,7 +184,8 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
     known = _instances.get(fields) if large and not extra else None
     if known is not None and known.metadata == metadata:
         return known
-    instance = Instance(*fields[:7], read_metadata(metadata) if metadata else EMPTY, instance_id, extra)
+    metadata = like if metadata == like else read_metadata(metadata) if metadata else EMPTY
+    instance = Instance(*fields[:7], metadata, instance_id, extra)
     return _instances.put(fields, instance) if large and not extra else instance
 
 
