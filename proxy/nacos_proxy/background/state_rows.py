@@ -80,6 +80,14 @@ def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
     return Snapshot(key, tuple(instances), **row)  # sorted already, and indexed when somebody needs that
 
 
+class SavedService(NamedTuple):
+    """The row of a service. `load_snapshot` reads the body. `confirmed_at` is in seconds since 1970."""
+
+    key: ServiceKey
+    body: bytes
+    confirmed_at: float
+
+
 class SavedRegistration(NamedTuple):
     """The saved part of a registration. `heard_at`: the time of its client's last call, in seconds since 1970."""
 

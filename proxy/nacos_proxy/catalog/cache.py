@@ -290,6 +290,17 @@ class Cache:
             entry.confirmed_at, entry.from_disk = now - age, True
             self._store.put(entry)
 
+    def restore_later(self, key: ServiceKey, restore: Callable[[], object]) -> None:
+        """Has `restore()` call `restore` when the service is first needed. Call it for the least recently used first.
+
+        So a start need not wait for the snapshots of 10,000 services, of which the first read needs one.
+        """
+        self._store.dormant[key] = restore
+
+    def restore_some(self, number: int) -> bool:
+        """Restores this many services of `restore_later` now. Returns whether there are more."""
+        return self._store.wake(number) > 0
+
     def _set_visible(self, entry: Entry, snapshot: Snapshot, source: Source, now_ms: int) -> Change | None:
         change = diff(entry.visible, snapshot, source)
         if change is None and entry.visible is not None:
@@ -447,5 +458,7 @@ class Cache:
         return len(self._store)
 
     def __repr__(self) -> str:
-        counts = f"{len(self._store.pinned)} pinned, {len(self._store.known)} known, {len(self._store.unknown)} unknown"
-        return f"<Cache {counts}, next due {self.next_due():g}>"
+        store = self._store
+        counts = f"{len(store.pinned)} pinned, {len(store.known)} known, {len(store.unknown)} unknown"
+        dormant = f", {len(store.dormant)} dormant" if store.dormant else ""
+        return f"<Cache {counts}{dormant}, next due {self.next_due():g}>"
