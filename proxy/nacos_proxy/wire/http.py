@@ -15,7 +15,7 @@ JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
 FORM_TYPE = "application/x-www-form-urlencoded"
 
-_PLAIN = re.compile(r"[\w.~-]*", re.ASCII).fullmatch  # what `quote_plus` leaves as it is
+_SPECIAL = re.compile(r"[^\w.~-]", re.ASCII).search  # the characters that `quote_plus` changes
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -70,12 +70,12 @@ class HttpRequest(NamedTuple):
 
 
 def _encoded(parameters: Pairs) -> str:
-    """As `urllib.parse.urlencode`, at half its cost if little needs quoting."""
+    """As `urllib.parse.urlencode`, at half its cost: most names and values need no quoting."""
     return "&".join([f"{_quoted(name)}={_quoted(value)}" for name, value in parameters])
 
 
 def _quoted(text: str) -> str:
-    return text if _PLAIN(text) else quote_plus(text)
+    return quote_plus(text) if _SPECIAL(text) else text
 
 
 def form_pairs(content_type: str, body: bytes) -> Pairs:

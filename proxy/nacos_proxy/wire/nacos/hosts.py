@@ -47,11 +47,28 @@ def instance_id_of(instance: Instance, key: ServiceKey) -> str:
 
 
 def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
-    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then `extra`.
+    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then `extra`."""
+    return _host_json(instance, key, _metadata_json(instance.metadata))
+
+
+def _metadata_json(metadata: Metadata) -> dict[str, Any]:
+    """The fields of a host that its metadata decides.
 
     Metadata is sorted by key, because legacy clients compare hosts as text (nacos-http.md 10.1).
     """
-    meta = {name: instance.metadata[name] for name in sorted(instance.metadata)}
+    meta = {name: metadata[name] for name in sorted(metadata)}
+    fields: dict[str, Any] = {
+        "metadata": meta,
+        "instanceHeartBeatInterval": beat_interval(meta),
+        "instanceHeartBeatTimeOut": beat_timeout(meta),
+        "ipDeleteTimeout": delete_timeout(meta),
+    }
+    if (generator := meta.get("preserved.instance.id.generator", None if meta else "simple")) is not None:
+        fields["instanceIdGenerator"] = generator
+    return fields
+
+
+def _host_json(instance: Instance, key: ServiceKey, of_metadata: Mapping[str, Any]) -> dict[str, Any]:
     host: dict[str, Any] = {
         "instanceId": instance_id_of(instance, key),
         "ip": instance.ip,
@@ -62,13 +79,8 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
         "ephemeral": instance.ephemeral,
         "clusterName": instance.cluster,
         "serviceName": key.grouped,
-        "metadata": meta,
-        "instanceHeartBeatInterval": beat_interval(meta),
-        "instanceHeartBeatTimeOut": beat_timeout(meta),
-        "ipDeleteTimeout": delete_timeout(meta),
+        **of_metadata,
     }
-    if (generator := meta.get("preserved.instance.id.generator", None if meta else "simple")) is not None:
-        host["instanceIdGenerator"] = generator
     for name in sorted(instance.extra):
         host.setdefault(name, instance.extra[name])
     return host
@@ -77,7 +89,11 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
 def hosts_json(hosts: Sequence[Instance], key: ServiceKey) -> list[Any]:
     """Each host as `host_json`. For large services they are JSON fragments, which only orjson can write."""
     if len(hosts) < LARGE:
-        return [host_json(host, key) for host in hosts]
+        shared: dict[int, dict[str, Any]] = {}  # by the identity of the metadata, which most hosts of a service share
+        for host in hosts:
+            if id(host.metadata) not in shared:
+                shared[id(host.metadata)] = _metadata_json(host.metadata)
+        return [_host_json(host, key, shared[id(host.metadata)]) for host in hosts]
     grouped = key.grouped
     return [_fragment(host, key, grouped) for host in hosts]
 
