@@ -37,7 +37,7 @@ def serve(file: Path | None, **flags: Any) -> None:
     config` prints the effective settings. Do not write secrets on the command line: every user of this host can read
     it.
     """
-    gc.disable()  # until the app is ready: a start makes a million objects and drops few, so collections only delay it
+    gc.disable()  # until the app is ready: a start makes much and drops little, so collections only delay it
     from nacos_proxy.app.listening import listen
 
     loaded = loaded_from(file, flags)
