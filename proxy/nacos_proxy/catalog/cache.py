@@ -290,12 +290,12 @@ class Cache:
             entry.confirmed_at, entry.from_disk = now - age, True
             self._store.put(entry)
 
-    def restore_later(self, key: ServiceKey, restore: Callable[[], object]) -> None:
-        """Has `restore()` call `restore` when the service is first needed. Call it for the least recently used first.
+    def restore_later(self, key: ServiceKey, load: Callable[[], object]) -> None:
+        """When the service is first needed, `load` is called, which calls `restore` if it can.
 
-        So a start need not wait for the snapshots of 10,000 services, of which the first read needs one.
+        So a start need not wait for the snapshots of 10,000 services. The least recently used one comes first.
         """
-        self._store.dormant[key] = restore
+        self._store.dormant[key] = load
 
     def restore_some(self, number: int) -> bool:
         """Restores this many services of `restore_later` now. Returns whether there are more."""

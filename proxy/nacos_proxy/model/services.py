@@ -20,7 +20,7 @@ DEFAULT_GROUP = "DEFAULT_GROUP"
 DEFAULT_CLUSTER = "DEFAULT"
 GROUP_SEPARATOR = "@@"
 
-Source = Literal["poll", "push", "write", "disk"]
+Source = Literal["poll", "push", "write"]
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
