@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import socket
@@ -297,6 +298,8 @@ def run(loaded: Loaded, listening: Listening) -> int:
     announce(banner(settings, persistence.directory if persistence else None), settings.log_format)
 
     def ready() -> None:
+        gc.freeze()  # no collection visits what the start has made, most of which lasts as long as the process
+        gc.enable()
         lines = listening.lines(settings)
         announce("\n".join(lines), settings.log_format)
 

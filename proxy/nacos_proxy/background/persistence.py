@@ -14,11 +14,12 @@ import sqlite3
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nacos_proxy.background.state_file import Batch, StateFile, StateLocked
-from nacos_proxy.background.state_rows import SavedRegistration, drain_row, subscriber_row
+from nacos_proxy.background.state_rows import SavedRegistration, SavedService, drain_row, subscriber_row
 from nacos_proxy.catalog.entries import Entry
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription, UdpSubscribers
@@ -35,6 +36,7 @@ log = logging.getLogger("nacos_proxy.disk")
 EVERY = 1.0  # seconds between writes
 PATIENCE = 1.0  # seconds that an answer waits for a write; a disk that takes longer counts as failing
 CONTACTS_EVERY = 30.0  # seconds between writes of the last confirmations of services and the last beats of clients
+RESTORED_AT_ONCE = 20  # services, which takes about a millisecond
 MAX_RESTART = 120.0  # seconds; a UDP subscription does not survive a longer restart
 
 
@@ -80,6 +82,7 @@ class Persistence:
         self._registrations_dirty = False
         self._urgent: set[RegistrationKey] = set()  # registrations that somebody waits for
         self._contacts_at = -math.inf
+        self._reported = 0  # unreadable rows
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-file")
         self._task: asyncio.Task[None] | None = None
         agent.on_registration.append(self.mark_registrations)
@@ -106,7 +109,10 @@ class Persistence:
         self._registrations_dirty = True
 
     def restore(self) -> int:
-        """Fill the catalog from the file, but replace no fetched state. Returns the number of services."""
+        """Fill the catalog from the file, but replace no fetched state. Returns the number of services.
+
+        A service's snapshot is made when it is needed, or with the first `flush`.
+        """
         try:
             (services, registrations), journal = self._file.read(), self._file.read_journal()
             drains = self._file.read_drains(self._clock.wall() - self._clock.now())
@@ -117,13 +123,12 @@ class Persistence:
             return 0
         if self.failing:
             log.error("the state cannot be written: %s; serving goes on without", self.failing)
-        if self._file.unreadable:
-            log.error("%d rows of the state file could not be understood and were left out", self._file.unreadable)
+        self._report_unreadable()
         now, wall = self._clock.now(), self._clock.wall()
         catalog = self._agent.catalog
-        for snapshot, confirmed_at in services:
-            self._rows[snapshot.key] = -math.inf
-            catalog.cache.restore(snapshot, max(0.0, wall - confirmed_at), now, int(wall * 1000))
+        for service in services:
+            self._rows[service.key] = -math.inf
+            catalog.cache.restore_later(service.key, partial(self._restore_service, service, now, wall))
         for registration, heard_at in registrations:
             # The file lacks the last beats before a kill, because the times of beats are written so rarely.
             unwritten = CONTACTS_EVERY + EVERY if registration.beats else 0.0
@@ -145,6 +150,25 @@ class Persistence:
             log.info("%d services, %d registrations read from %s", len(services), len(registrations), self._file.path)
         return len(services)
 
+    def _restore_service(self, service: SavedService, now: float, wall: float) -> None:
+        """`now` and `wall`: the times of the clocks at the restart."""
+        if (snapshot := self._file.load(service)) is None:
+            del self._rows[service.key]  # it stays on disk, for a version of this program that understands it
+            return
+        age = max(0.0, wall - service.confirmed_at)
+        self._agent.catalog.cache.restore(snapshot, age, now, int(wall * 1000))
+
+    async def _restore_rest(self) -> None:
+        """In between, readers get their turns."""
+        while self._agent.catalog.cache.restore_some(RESTORED_AT_ONCE):
+            await asyncio.sleep(0)
+        self._report_unreadable()
+
+    def _report_unreadable(self) -> None:
+        if self._file.unreadable > self._reported:
+            self._reported = self._file.unreadable
+            log.error("%d rows of the state file could not be understood and were left out", self._reported)
+
     def subscribers(self) -> list[Subscription]:
         """The recent UDP subscriptions. Their clients list again within 10 s, but changes may come earlier."""
         since = self._clock.wall() - CONTACTS_EVERY - MAX_RESTART
@@ -165,7 +189,11 @@ class Persistence:
             failures = failures + 1 if self.failing else 0
 
     async def flush(self) -> None:
-        """Write all changes. If that fails, `failing` says why, and the next call writes the rest."""
+        """Write all changes. If that fails, `failing` says why, and the next call writes the rest.
+
+        The first call also restores the services that nobody has needed so far.
+        """
+        await self._restore_rest()
         if self._agent.outage.journal.changed and not await self._write_journal():
             return
         if self._agent.catalog.drains.changed and not await self._write_drains():

@@ -30,6 +30,7 @@ from nacos_proxy.background.state_rows import (
     UNWRITABLE,
     DrainRow,
     SavedRegistration,
+    SavedService,
     SubscriberRow,
     journal_row,
     load_drain,
@@ -180,9 +181,18 @@ class StateFile:
         log.error("the state file could not be read (%s); it was set aside as %s, starting without it", error, aside)
         return aside
 
-    def read(self) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
-        """Snapshots with the time of their confirmation, registrations with that of their last beat (s since 1970)."""
+    def read(self) -> tuple[list[SavedService], list[tuple[Registration, float]]]:
+        """Services, the one that was confirmed longest ago first, and registrations with the time of their last beat.
+
+        Times are in seconds since 1970.
+        """
         return self._reading(self._read) or ([], [])
+
+    def load(self, service: SavedService) -> Snapshot | None:
+        """The snapshot of a service that `read` has found. None if it is unreadable, which counts."""
+        with self._counted_if_unreadable():
+            return load_snapshot(service.key, service.body)
+        return None
 
     def read_journal(self) -> list[tuple[RegistrationKey, JournalEntry]]:
         """Writes that wait for the upstream, in order."""
@@ -214,12 +224,12 @@ class StateFile:
     def _readable(self, more: str) -> sqlite3.Connection:
         return sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro{more}", timeout=0, uri=True)
 
-    def _read(self, db: sqlite3.Connection) -> tuple[list[tuple[Snapshot, float]], list[tuple[Registration, float]]]:
-        services: list[tuple[Snapshot, float]] = []
+    def _read(self, db: sqlite3.Connection) -> tuple[list[SavedService], list[tuple[Registration, float]]]:
+        services: list[SavedService] = []
         registrations: list[tuple[Registration, float]] = []
         for namespace, group, name, body, contact in db.execute("SELECT * FROM service ORDER BY contact"):
             with self._counted_if_unreadable():
-                services.append((load_snapshot(ServiceKey(namespace, group, name), body), float(contact)))
+                services.append(SavedService(ServiceKey(namespace, group, name), body, float(contact)))
         for namespace, group, name, _, _, body, heard in db.execute("SELECT * FROM registration"):
             with self._counted_if_unreadable():
                 registrations.append((load_registration(ServiceKey(namespace, group, name), body), float(heard)))

@@ -13,7 +13,7 @@ from nacos_proxy.catalog.journal import JournalEntry, LocalWrite
 from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.catalog.udp_subscribers import Subscription
 from nacos_proxy.model.calls import Beat, Deregister, Register, Update
-from nacos_proxy.model.services import EMPTY, Checking, Instance, ServiceKey, Snapshot
+from nacos_proxy.model.services import DEFAULT_CLUSTER, EMPTY, Checking, Instance, Metadata, ServiceKey, Snapshot
 from nacos_proxy.upstream.embedded.persistence import SWITCHES_KEY, PersistentValue
 from nacos_proxy.upstream.embedded.state import InstanceOverrides, PersistentService, Service
 from nacos_proxy.upstream.embedded.switches import SWITCHES
@@ -57,9 +57,13 @@ def _dumps(value: object) -> bytes:
     return orjson.dumps(value, default=dict)
 
 
-def load_instance(row: Mapping[str, Any]) -> Instance:
-    fields: dict[str, Any] = {**row, "metadata": row["metadata"] or EMPTY, "extra": row["extra"] or EMPTY}
-    return Instance(**fields)
+def load_instance(row: dict[str, Any], like: Metadata = EMPTY) -> Instance:
+    """Changes the row. `like` is used instead of equal metadata, as in `read_host`."""
+    if row["cluster"] == DEFAULT_CLUSTER:
+        row["cluster"] = DEFAULT_CLUSTER  # one object for all instances
+    row["metadata"] = like if row["metadata"] == like else row["metadata"] or EMPTY
+    row["extra"] = row["extra"] or EMPTY
+    return Instance(**row)
 
 
 def dump_snapshot(snapshot: Snapshot) -> bytes:
@@ -69,7 +73,19 @@ def dump_snapshot(snapshot: Snapshot) -> bytes:
 
 def load_snapshot(key: ServiceKey, body: bytes) -> Snapshot:
     row: dict[str, Any] = orjson.loads(body)
-    return Snapshot.of(key, [load_instance(i) for i in row.pop("instances")], **row)
+    instances, metadata = list[Instance](), EMPTY
+    for fields_of_one in row.pop("instances"):
+        instances.append(load_instance(fields_of_one, metadata))
+        metadata = instances[-1].metadata
+    return Snapshot(key, tuple(instances), **row)  # sorted already, and indexed when somebody needs that
+
+
+class SavedService(NamedTuple):
+    """The row of a service. `load_snapshot` reads the body. `confirmed_at` is in seconds since 1970."""
+
+    key: ServiceKey
+    body: bytes
+    confirmed_at: float
 
 
 class SavedRegistration(NamedTuple):

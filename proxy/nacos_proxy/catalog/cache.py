@@ -282,13 +282,24 @@ class Cache:
         It is dated `now_ms`: before a kill, SDKs may have seen later lists than the disk has, and they ignore a list
         that is older than their last one (nacos-grpc.md 6).
         """
-        entry = self._get_or_create(snapshot.key)
+        entry = self._store.get(snapshot.key) or Entry(snapshot.key)
         if entry.visible is None:
-            entry.upstream_snapshot = snapshot
-            moment = max(now_ms, snapshot.last_ref_time + 1)
-            self._set_visible(entry, apply_pending(snapshot, entry.pending), "disk", moment)
+            snapshot = snapshot.dated(max(now_ms, snapshot.last_ref_time + 1))
+            entry.upstream_snapshot, entry.visible = snapshot, apply_pending(snapshot, entry.pending)
+            entry.ever_nonempty = entry.ever_nonempty or bool(entry.visible.instances)
             entry.confirmed_at, entry.from_disk = now - age, True
             self._store.put(entry)
+
+    def restore_later(self, key: ServiceKey, load: Callable[[], object]) -> None:
+        """When the service is first needed, `load` is called, which calls `restore` if it can.
+
+        So a start need not wait for the snapshots of 10,000 services. The least recently used one comes first.
+        """
+        self._store.dormant[key] = load
+
+    def restore_some(self, number: int) -> bool:
+        """Restores this many services of `restore_later` now. Returns whether there are more."""
+        return self._store.wake(number) > 0
 
     def _set_visible(self, entry: Entry, snapshot: Snapshot, source: Source, now_ms: int) -> Change | None:
         change = diff(entry.visible, snapshot, source)
@@ -447,5 +458,7 @@ class Cache:
         return len(self._store)
 
     def __repr__(self) -> str:
-        counts = f"{len(self._store.pinned)} pinned, {len(self._store.known)} known, {len(self._store.unknown)} unknown"
-        return f"<Cache {counts}, next due {self.next_due():g}>"
+        store = self._store
+        counts = f"{len(store.pinned)} pinned, {len(store.known)} known, {len(store.unknown)} unknown"
+        dormant = f", {len(store.dormant)} dormant" if store.dormant else ""
+        return f"<Cache {counts}{dormant}, next due {self.next_due():g}>"

@@ -122,14 +122,28 @@ _peek = cast("Callable[[Mapping[ServiceKey, Entry], ServiceKey], Entry]", Cache.
 class EntryStore:
     """All entries. Pinned ones have no bound. Known and unknown services have one each, so that requests for a million
     invented names evict no real service.
+
+    `dormant` has what puts the entry of a service here when that is first needed, the least recently used first.
     """
 
     known: LRUCache[ServiceKey, Entry]
     unknown: LRUCache[ServiceKey, Entry]
     pinned: dict[ServiceKey, Entry] = field(default_factory=lambda: {})
+    dormant: dict[ServiceKey, Callable[[], object]] = field(default_factory=lambda: {})
 
     def get(self, key: ServiceKey) -> Entry | None:
+        if self.dormant and key in self.dormant:
+            self.dormant.pop(key)()
         return self.pinned.get(key) or self.known.get(key) or self.unknown.get(key)
+
+    def wake(self, number: int) -> int:
+        """Puts this many of the dormant entries here, as far as there is room. Returns how many are left."""
+        for key in list(islice(self.dormant, number)):
+            if len(self.known) + len(self.dormant) > self.known.maxsize:
+                del self.dormant[key]
+            else:
+                self.get(key)
+        return len(self.dormant)
 
     def put(self, entry: Entry) -> None:
         """Adds an entry, or moves it to the mapping for its current state."""
@@ -143,9 +157,10 @@ class EntryStore:
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, the pinned ones first. Unlike `get`, it does not count as a use for the eviction order."""
+        self.wake(len(self.dormant))
         yield from list(self.pinned.values())
         for entries in (self.known, self.unknown):
             yield from [_peek(entries, key) for key in entries]
 
     def __len__(self) -> int:
-        return len(self.pinned) + len(self.known) + len(self.unknown)
+        return len(self.pinned) + len(self.known) + len(self.unknown) + len(self.dormant)

@@ -40,8 +40,10 @@ class Pending:
     address: tuple[str, int] | None
 
 
-def apply_pending(base: Snapshot, pending: Iterable[Pending]) -> Snapshot:
-    """The upstream's snapshot with the writes applied, in their order."""
+def apply_pending(base: Snapshot, pending: tuple[Pending, ...]) -> Snapshot:
+    """The upstream's snapshot with the writes applied, in their order; the same object if there are none."""
+    if not pending:
+        return base
     draft = Draft(base, many=True)
     for one in pending:
         draft.apply(one.write)

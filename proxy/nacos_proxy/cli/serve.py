@@ -5,6 +5,7 @@ They import the proxy when they run, because that takes long and `--help` does n
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from pathlib import Path
@@ -36,6 +37,7 @@ def serve(file: Path | None, **flags: Any) -> None:
     config` prints the effective settings. Do not write secrets on the command line: every user of this host can read
     it.
     """
+    gc.disable()  # until the app is ready: a start makes much and drops little, so collections only delay it
     from nacos_proxy.app.listening import listen
 
     loaded = loaded_from(file, flags)
@@ -55,6 +57,7 @@ def serve(file: Path | None, **flags: Any) -> None:
     except KeyboardInterrupt:
         code = 0
     finally:
+        gc.enable()
         signal.signal(signal.SIGTERM, before)
     raise SystemExit(code)
 

@@ -129,7 +129,7 @@ class Queries:
             return upstream_snapshot
         oldest = self._clock.now() - self._catalog.cache.recent_writes.grace
         by_cluster = entry.upstream_snapshot is not None and entry.upstream_snapshot.by_cluster
-        recent = (p for p in entry.pending if p.since > oldest)
+        recent = tuple(p for p in entry.pending if p.since > oldest)
         return apply_pending(replace(upstream_snapshot, by_cluster=by_cluster), recent)
 
 

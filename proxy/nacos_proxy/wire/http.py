@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote, urlencode
+from urllib.parse import quote_plus, unquote
 
 from nacos_proxy.model.limits import NACOS, Rules
 from nacos_proxy.model.services import EMPTY
@@ -13,6 +14,8 @@ from nacos_proxy.wire.multipart import MULTIPART_TYPE, read_multipart
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
 FORM_TYPE = "application/x-www-form-urlencoded"
+
+_SPECIAL = re.compile(r"[^\w.~-]", re.ASCII).search  # the characters that `quote_plus` changes
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -58,12 +61,21 @@ class HttpRequest(NamedTuple):
     @property
     def target(self) -> str:
         """Path and query, encoded."""
-        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+        return f"{self.path}?{_encoded(self.query)}" if self.query else self.path
 
     @property
     def body(self) -> bytes:
         """The form, encoded as `FORM_TYPE`; empty if there is none."""
-        return urlencode(self.form).encode()
+        return _encoded(self.form).encode()
+
+
+def _encoded(parameters: Pairs) -> str:
+    """As `urllib.parse.urlencode`, at half its cost: most names and values need no quoting."""
+    return "&".join([f"{_quoted(name)}={_quoted(value)}" for name, value in parameters])
+
+
+def _quoted(text: str) -> str:
+    return quote_plus(text) if _SPECIAL(text) else text
 
 
 def form_pairs(content_type: str, body: bytes) -> Pairs:

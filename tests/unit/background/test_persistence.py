@@ -705,6 +705,24 @@ async def test_restore_ignores_the_tables_of_a_later_proxy_with_the_same_version
     await second.ends()
 
 
+async def test_restore_reads_the_row_of_a_service_when_it_is_needed_and_of_the_others_with_the_first_flush(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(name)) for name in "abc")))
+    for name in "abc":
+        await first.agent.read(key(name))
+    await first.ends()
+    second = Life(tmp_path, clock)
+    assert second.disk.restore() == 3
+    assert repr(second.agent.catalog.cache) == "<Cache 0 pinned, 0 known, 0 unknown, 3 dormant, next due inf>"
+    look = await second.agent.read(key("b"))
+    assert (look.from_disk, look.snapshot) == (True, snapshot(instance(), service=key("b")))
+    assert "1 known, 0 unknown, 2 dormant" in repr(second.agent.catalog.cache)
+    await second.disk.flush()
+    assert "3 known, 0 unknown, next due" in repr(second.agent.catalog.cache)
+    await second.ends()
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"instances": [1]}', b'{"instances": [], "more": 1}', b"null"])
 async def test_restore_leaves_out_only_a_row_that_cannot_be_understood(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, body: bytes
@@ -720,8 +738,9 @@ async def test_restore_leaves_out_only_a_row_that_cannot_be_understood(
     second.disk.restore()
     assert second.names() == ["b"]
     assert second.registered() == ["10.0.0.2:80"]
-    assert "2 rows of the state file could not be understood" in caplog.text
     await second.ends()
+    assert "2 rows of the state file could not be understood" in caplog.text
+    assert rows(tmp_path)[0][2:4] == ("a", body), "a later version may understand it"
 
 
 @contextmanager

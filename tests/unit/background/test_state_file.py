@@ -25,7 +25,7 @@ def batch(*names: str, gone: tuple[ServiceKey, ...] = (), max_rows: int = 10) ->
 
 
 def names(file: StateFile) -> list[str]:
-    return [known.key.name for known, _ in file.read()[0]]
+    return [service.key.name for service in file.read()[0]]
 
 
 def test_write_adds_and_deletes_rows_of_a_batch(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_write_leaves_out_only_a_row_that_cannot_be_written_and_logs_it_once(
         file.write(Batch([(spoilt.key, spoilt, 1.0), (good.key, good, 1.0)], [], heard, [], 10))
     file.write(Batch([], [(spoilt.key, 2.0), (good.key, 2.0)], None, [spoilt.key], 10))
     services, registrations = file.read()
-    assert services == [(good, 2.0)]
+    assert [(file.load(service), service.confirmed_at) for service in services] == [(good, 2.0)]
     assert [r.instance.ip for r, _ in registrations] == ["10.0.0.2"]
     by_key = 0 if spoilt.instances else 2  # where the key is what is spoilt, it can be neither confirmed nor removed
     assert file.unwritable == 2 * len(heard) + by_key

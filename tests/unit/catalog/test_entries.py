@@ -1,6 +1,7 @@
 """Entries, their lanes, and which of them the store evicts."""
 
 import itertools
+from functools import partial
 
 from cachetools import LRUCache
 
@@ -47,6 +48,39 @@ def test_entry_store_evicts_the_least_recently_used_known_service() -> None:
     place(kept, known_entry())
     assert kept.get(first) is not None
     assert kept.get(second) is None
+
+
+def sleeping(on: EntryStore, number: int) -> list[ServiceKey]:
+    """Dormant entries of known services."""
+    entries = [known_entry() for _ in range(number)]
+    on.dormant.update((entry.key, partial(on.put, entry)) for entry in entries)
+    return [entry.key for entry in entries]
+
+
+def test_entry_store_get_and_iter_make_dormant_entries() -> None:
+    kept = store(known=3)
+    names = sleeping(kept, 3)
+    assert (len(kept), len(kept.known)) == (3, 0)
+    found = kept.get(names[1])
+    assert found is not None and found.key == names[1]
+    assert (len(kept), len(kept.known)) == (3, 1)
+    assert {entry.key for entry in kept} == set(names)
+    assert (len(kept), len(kept.known), kept.wake(1)) == (3, 3, 0)
+
+
+def test_entry_store_wake_evicts_no_used_service_for_a_dormant_one() -> None:
+    kept = store(known=2)
+    (used,) = place(kept, known_entry())
+    oldest, latest = sleeping(kept, 2)
+    assert kept.wake(1) == 1
+    assert kept.wake(1) == 0
+    assert (kept.get(oldest), kept.get(used) is None, kept.get(latest) is None) == (None, False, False)
+
+
+def test_entry_store_get_finds_nothing_if_a_dormant_entry_cannot_be_made() -> None:
+    kept = store()
+    kept.dormant[key("spoilt")] = lambda: None
+    assert (kept.get(key("spoilt")), len(kept)) == (None, 0)
 
 
 def test_entry_store_never_evicts_pinned_entries() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -156,6 +156,16 @@ def test_snapshot_revision_is_the_same_in_another_process() -> None:
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert printed == snapshot(instance(metadata={"a": "1", "b": "2"})).revision
     assert len(printed) == 16
+
+
+def test_instance_is_made_from_all_its_fields_and_frozen() -> None:
+    full = Instance("10.0.0.1", 80, "a", 2.0, False, False, False, {"b": "c"}, "id", {"d": 1})
+    assert [getattr(full, one.name) for one in fields(Instance)] == [
+        *("10.0.0.1", 80, "a", 2.0, False, False, False, {"b": "c"}, "id", {"d": 1})
+    ]
+    assert Instance("10.0.0.1", 80) == Instance("10.0.0.1", 80, "DEFAULT", 1.0, True, True, True, {}, "", {})
+    with pytest.raises(FrozenInstanceError):
+        full.port = 81  # type: ignore[misc]
 
 
 def test_snapshot_of_keeps_the_later_of_two_instances_with_one_key() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from hypothesis import given
@@ -36,6 +36,15 @@ def test_request_target_and_body_keep_their_parameters(given_pairs: tuple[tuple[
     request = HttpRequest("POST", "/x", query=given_pairs, form=given_pairs)
     assert pairs(request.target.partition("?")[2]) == given_pairs
     assert pairs(request.body.decode()) == given_pairs
+
+
+@given(st.lists(st.tuples(st.text("aZ09_.~-é \n%&=+/@", max_size=8), TEXT), min_size=1, max_size=5).map(tuple))
+def test_request_target_and_body_are_encoded_as_the_standard_library_does(
+    given_pairs: tuple[tuple[str, str], ...],
+) -> None:
+    request = HttpRequest("POST", "/x", query=given_pairs, form=given_pairs)
+    assert request.target == f"/x?{urlencode(given_pairs)}"
+    assert request.body.decode() == urlencode(given_pairs)
 
 
 QUERY = st.text("ab%+&=;2Fé\x00 ", max_size=30)

@@ -46,11 +46,28 @@ def instance_id_of(instance: Instance, key: ServiceKey) -> str:
 
 
 def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
-    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then `extra`.
+    """A host as lists, pushes and our own API show it: the fields of Nacos 2.5.1 in its order, then `extra`."""
+    return _host_json(instance, key, _metadata_json(instance.metadata))
+
+
+def _metadata_json(metadata: Metadata) -> dict[str, Any]:
+    """The fields of a host that its metadata decides.
 
     Metadata is sorted by key, because legacy clients compare hosts as text (nacos-http.md 10.1).
     """
-    meta = {name: instance.metadata[name] for name in sorted(instance.metadata)}
+    meta = {name: metadata[name] for name in sorted(metadata)}
+    fields: dict[str, Any] = {
+        "metadata": meta,
+        "instanceHeartBeatInterval": beat_interval(meta),
+        "instanceHeartBeatTimeOut": beat_timeout(meta),
+        "ipDeleteTimeout": delete_timeout(meta),
+    }
+    if (generator := meta.get("preserved.instance.id.generator", None if meta else "simple")) is not None:
+        fields["instanceIdGenerator"] = generator
+    return fields
+
+
+def _host_json(instance: Instance, key: ServiceKey, of_metadata: Mapping[str, Any]) -> dict[str, Any]:
     host: dict[str, Any] = {
         "instanceId": instance_id_of(instance, key),
         "ip": instance.ip,
@@ -61,13 +78,8 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
         "ephemeral": instance.ephemeral,
         "clusterName": instance.cluster,
         "serviceName": key.grouped,
-        "metadata": meta,
-        "instanceHeartBeatInterval": beat_interval(meta),
-        "instanceHeartBeatTimeOut": beat_timeout(meta),
-        "ipDeleteTimeout": delete_timeout(meta),
+        **of_metadata,
     }
-    if (generator := meta.get("preserved.instance.id.generator", None if meta else "simple")) is not None:
-        host["instanceIdGenerator"] = generator
     for name in sorted(instance.extra):
         host.setdefault(name, instance.extra[name])
     return host
@@ -76,7 +88,11 @@ def host_json(instance: Instance, key: ServiceKey) -> dict[str, Any]:
 def hosts_json(hosts: Sequence[Instance], key: ServiceKey) -> list[Any]:
     """Each host as `host_json`. For large services they are JSON fragments, which only orjson can write."""
     if len(hosts) < LARGE:
-        return [host_json(host, key) for host in hosts]
+        shared: dict[int, dict[str, Any]] = {}  # by the identity of the metadata, which most hosts of a service share
+        for host in hosts:
+            if id(host.metadata) not in shared:
+                shared[id(host.metadata)] = _metadata_json(host.metadata)
+        return [_host_json(host, key, shared[id(host.metadata)]) for host in hosts]
     grouped = key.grouped
     return [_fragment(host, key, grouped) for host in hosts]
 
@@ -117,13 +133,15 @@ def read_each(hosts: Sequence[Any], key: ServiceKey) -> Hosts:
     grouped, bare, large = key.grouped, key.name, len(hosts) >= LARGE
     found: list[Instance] = []
     unreadable: list[str] = []
-    any_host = not hosts
+    any_host, metadata = not hosts, EMPTY
     for host in hosts:
         try:
             name: Any = host.get("serviceName")
             if name and name != grouped and name != bare:
                 check_named(key, name)
-            found.append(read_host(host, grouped, large=large))
+            instance = read_host(host, grouped, large=large, like=metadata)
+            found.append(instance)
+            metadata = instance.metadata
         except Misplaced:
             raise
         except (Malformed, AttributeError) as error:
@@ -147,11 +165,12 @@ def check_named(key: ServiceKey, *names: object) -> None:
             raise Misplaced(f"asked for {key.grouped!r}, but the answer is about {name[:200]!r}")
 
 
-def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
+def read_host(host: Any, grouped: str, *, large: bool = False, like: Metadata = EMPTY) -> Instance:
     """Reads a host of 1.x, 2.x, 3.x or r-nacos. Raises `Malformed`.
 
     The usual instance id (or r-nacos's `ip#port`) becomes ''. Unknown fields become `extra`. `large`: use the memo,
-    because the host is one of many and probably unchanged.
+    because the host is one of many and probably unchanged. `like` is used instead of equal metadata: the hosts of a
+    service usually have the same, which is then kept once.
     """
     try:
         ip, port, weight = host["ip"], host["port"], host.get("weight", 1.0)
@@ -170,7 +189,7 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
     fields = (
         ip,
         port if type(port) is int and 0 <= port <= 65535 else _port(port),
-        cluster,
+        DEFAULT_CLUSTER if cluster == DEFAULT_CLUSTER else cluster,  # one object for all instances
         weight if type(weight) is float else _weight(weight),
         (host.get("valid") is not False) if healthy is None else healthy is True,
         host.get("enabled") is not False,
@@ -180,7 +199,8 @@ def read_host(host: Any, grouped: str, *, large: bool = False) -> Instance:
     known = _instances.get(fields) if large and not extra else None
     if known is not None and known.metadata == metadata:
         return known
-    instance = Instance(*fields[:7], read_metadata(metadata) if metadata else EMPTY, instance_id, extra)
+    metadata = like if metadata == like else read_metadata(metadata) if metadata else EMPTY
+    instance = Instance(*fields[:7], metadata, instance_id, extra)
     return _instances.put(fields, instance) if large and not extra else instance
 
 

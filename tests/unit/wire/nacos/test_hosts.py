@@ -300,6 +300,16 @@ def test_read_each_refuses_a_list_in_which_no_item_looks_like_a_host(hosts: list
         read_each(hosts, KEY)
 
 
+def test_read_each_keeps_equal_metadata_of_successive_hosts_once() -> None:
+    hosts = [
+        bare(ip=f"10.0.0.{n}", metadata=dict(given)) for n, given in enumerate(({"a": 1}, {"a": 1}, {}, {"a": "1"}))
+    ]
+    first, second, empty, last = (i.metadata for i in read_each(read_json(json.dumps(hosts)), KEY).instances)
+    assert (first, second, empty, last) == ({"a": "1"}, {"a": "1"}, {}, {"a": "1"})
+    same = read_each(read_json(json.dumps([bare(metadata={"a": "1"})] * 2)), KEY).instances
+    assert same[0].metadata is same[1].metadata
+
+
 def test_read_each_leaves_out_what_is_not_a_host() -> None:
     found = read_each([1, bare(), None], KEY)
     assert [i.ip for i in found.instances] == ["10.0.0.1"] and len(found.unreadable) == 2
