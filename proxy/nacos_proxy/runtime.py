@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from nacos_proxy.model.backoff import Backoff
 
@@ -89,16 +89,17 @@ def spawn(coroutine: Coroutine[Any, Any, Any], *, name: str, for_request: bool =
 
     `for_request`: it works for the client's request that its starter works for, if there is one.
     """
-    task = _start(coroutine, name, for_request=for_request)
-    task.add_done_callback(_log_failure)
-    return task
+    return _start(coroutine, name, _log_failure, for_request=for_request)
 
 
-def _start(coroutine: Coroutine[Any, Any, T], name: str, *, for_request: bool) -> asyncio.Task[T]:
+def _start(
+    coroutine: Coroutine[Any, Any, T], name: str, ended: Callable[[asyncio.Task[T]], object], *, for_request: bool
+) -> asyncio.Task[T]:
+    """`ended` must forget the task. It is the only callback, because each costs a turn of its own."""
     create = asyncio.get_running_loop().create_task
     task = create(coroutine, name=name) if for_request else Context().run(create, coroutine, name=name)
     _running.add(task)
-    task.add_done_callback(_running.discard)
+    task.add_done_callback(ended)
     return task
 
 
@@ -118,6 +119,42 @@ async def at_most(clock: Clock, max_delay: float, done: asyncio.Future[Any]) -> 
         timer.cancel()
 
 
+class Deadlines(Generic[T]):
+    """Calls `due(item)` when an item's future is not done `delay` seconds after `add`.
+
+    One task sleeps for all items, because a timer for each would cost more than the rest of a short call.
+    """
+
+    def __init__(self, clock: Clock, delay: float, due: Callable[[T], object]) -> None:
+        self._clock = clock
+        self._delay = delay
+        self._due = due
+        self._items: deque[tuple[float, asyncio.Future[Any], T]] = deque()  # all have the same delay, so it is sorted
+        self._sleeping: asyncio.Task[None] | None = None
+
+    def add(self, done: asyncio.Future[Any], item: T) -> None:
+        items = self._items
+        while items and items[0][1].done():
+            items.popleft()
+        items.append((self._clock.now() + self._delay, done, item))
+        if self._sleeping is None or self._sleeping.done():
+            self._sleeping = spawn(self._run(), name="deadlines", for_request=False)
+
+    async def _run(self) -> None:
+        while self._items:
+            moment, done, item = self._items[0]
+            if done.done():
+                self._items.popleft()
+            elif moment > self._clock.now():
+                await self._clock.sleep_until(moment)
+            else:
+                self._items.popleft()
+                self._due(item)
+
+    async def close(self) -> None:
+        await stop(self._sleeping)
+
+
 async def _forward(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -> None:
     try:
         result = await coroutine
@@ -133,6 +170,7 @@ async def _forward(coroutine: Coroutine[Any, Any, T], outcome: asyncio.Future[T]
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
+    _running.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("task %s failed: %r", task.get_name(), error, exc_info=error)
 
@@ -168,9 +206,7 @@ class Supervisor:
 
     def once(self, work: Coroutine[Any, Any, T], *, name: str, for_request: bool = False) -> asyncio.Task[T]:
         """Start work that ends by itself. A failure is counted and logged. `for_request` as in `spawn`."""
-        task = _start(work, name, for_request=for_request)
-        task.add_done_callback(self._ended)
-        return task
+        return _start(work, name, self._ended, for_request=for_request)
 
     def call(self, name: str, function: Callable[..., Any], *args: Any, **more: Any) -> None:
         """Call a follower. Its exception affects neither the caller nor later followers."""
@@ -198,6 +234,7 @@ class Supervisor:
         log.warning("%s has not failed for %.0f s", name, STEADY)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
+        _running.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception):
             self.failed(task.get_name(), error)
@@ -215,7 +252,7 @@ class Supervisor:
 
     async def _succeeds(self, work: Coroutine[Any, Any, None], name: str) -> bool:
         """Whether `work` ended without an exception. If it cancels itself, that is a failure, too."""
-        task = _start(work, name, for_request=False)
+        task = _start(work, name, _running.discard, for_request=False)
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:

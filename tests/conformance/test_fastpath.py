@@ -61,6 +61,14 @@ NO_READS = [
     "/api/v1/services/NAME/pick?strategy=none",
 ]
 REGISTER = [f"{V1}?serviceName=NAME&ip=10.0.0.{n}&port=80&weight={n}&ephemeral=false" for n in (1, 2, 3)]
+REPEATED_WRITES = [
+    ("PUT", f"{V1}/beat?serviceName=NAME&{ONE}"),
+    ("PUT", f"{V2}/beat?serviceName=DEFAULT_GROUP@@NAME&{ONE}"),
+    ("POST", f"{V3}?serviceName=NAME&{ONE}&heartBeat=true"),
+    ("POST", f"{V1}?serviceName=NAME&ip=10.0.0.4&port=80&ephemeral=false"),
+    ("DELETE", f"{V1}?serviceName=NAME&ip=10.0.0.4&port=80&ephemeral=false"),
+    ("POST", f"{V1}?serviceName=NAME&ip=10.0.0.5&port=99999"),
+]
 GONE = re.compile(rb"\r\n(date: [^\r]*|x-request-id: [0-9a-f]{8}-[0-9a-f]+(?=\r))")
 _names = itertools.count()
 
@@ -104,6 +112,10 @@ def get(target: str, *more: str, method: str = "GET", version: str = "1.1") -> b
 
 async def write(line: Line, target: str, method: str = "POST") -> None:
     assert (await line.ask(get(target, "Content-Length: 0", method=method))).startswith(b"HTTP/1.1 200 OK")
+
+
+def known_writes(served: Served) -> int:
+    return len(served.app.writes or ())
 
 
 def repeated(served: Served) -> int:
@@ -227,7 +239,47 @@ async def test_fast_path_renews_the_udp_push_of_the_polls_that_it_repeats() -> N
         line.close()
 
 
+async def test_fast_path_writes_are_begun_again_and_count_in_the_metrics() -> None:
+    async with serving(FakeClock()) as served:
+        line = await Line.to(served.url)
+        for method, target in REPEATED_WRITES:
+            request = get(target.replace("NAME", "orders"), "Content-Length: 0", "RequestId: NUMBER", method=method)
+            answers = {await line.ask(request.replace(b"NUMBER", b"%d" % n)) for n in range(4)}
+            assert len(answers) == 1, target
+        metrics = (await served.http.get("/metrics")).text
+        line.close()
+        assert known_writes(served) == 5, "all but the one that is refused"
+    assert 'requests_total{frontend="v1",route="PUT /v1/ns/instance/beat",status="200"} 4.0' in metrics
+    assert 'writes_total{outcome="ok"} 20.0' in metrics
+
+
+@pytest.mark.parametrize(("more", "known"), [({}, 1), ({"cors_origins": "http://a"}, 1), ({"fast_path": False}, 0)])
+async def test_fast_path_knows_writes_whatever_the_settings(more: dict[str, Any], known: int) -> None:
+    async with serving(FakeClock(), **more) as served:
+        line = await Line.to(served.url)
+        for _ in range(4):
+            await write(line, REGISTER[0].replace("NAME", "orders"))
+        line.close()
+        assert known_writes(served) == known
+
+
 # access
+
+
+async def test_fast_path_refuses_a_known_write_when_its_token_is_removed() -> None:
+    settings = {"disk": False, "udp_push": False, "push": "off", "upstream": "embedded", "port": 0}
+    chosen = Settings(**settings, tokens="write:token-one")  # type: ignore[arg-type]
+    app = App(build(chosen, SystemClock()))
+    async with running(uvicorn_config(app, chosen)) as url:
+        line = await Line.to(url)
+        target = REGISTER[0].replace("NAME", "orders")
+        request = get(target, "Content-Length: 0", "accessToken: token-one", method="POST")
+        for _ in range(4):
+            assert (await line.ask(request)).startswith(b"HTTP/1.1 200 OK")
+        assert app.writes is not None and len(app.writes) == 1
+        app.reload(Settings(**settings, tokens="write:token-two"))  # type: ignore[arg-type]
+        assert (await line.ask(request)).startswith(b"HTTP/1.1 403")
+        line.close()
 
 
 async def test_fast_path_refuses_a_removed_token(tmp_path: Path) -> None:
@@ -342,6 +394,7 @@ STEPS = st.one_of(
     st.tuples(st.just("pieces"), st.integers(0, 2), st.integers(1, 60)),
     st.tuples(st.just("write"), st.integers(0, 2), st.just(0)),
     st.tuples(st.just("remove"), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("again"), st.integers(0, 5), st.integers(2, 5)),
     st.tuples(st.just("pass"), st.integers(0, 3), st.just(0)),
 )
 SECONDS = (0.4, 1.5, 12.0, 50.0)
@@ -379,6 +432,12 @@ class Side:
                 self.line._writer.write(request[:number])
                 await asyncio.sleep(0.002)
                 await self._ask(request[number:], head_only=request.startswith(b"HEAD"))
+            case "again":
+                method, target = REPEATED_WRITES[which]
+                lines = ("Content-Length: 0", "RequestId: NUMBER")
+                sent = get(target.replace("NAME", name), *lines, method=method)
+                for n in range(number):
+                    await self._ask(sent.replace(b"NUMBER", b"%d" % n))
             case "write" | "remove":
                 target = REGISTER[which].replace("NAME", name)
                 await self._ask(get(target, "Content-Length: 0", method="POST" if what == "write" else "DELETE"))
@@ -416,6 +475,7 @@ def pair() -> Iterator[tuple[asyncio.AbstractEventLoop, Side, Side]]:
     try:
         yield loop, fast, plain
         assert repeated(fast.served) and not repeated(plain.served), "what was compared went two ways"
+        assert known_writes(fast.served) and not known_writes(plain.served)
     finally:
         loop.run_until_complete(context.__aexit__(None, None, None))
         loop.close()

@@ -13,6 +13,7 @@ import pytest
 from nacos_proxy.runtime import (
     RESTART,
     STEADY,
+    Deadlines,
     Supervisor,
     SystemClock,
     at_most,
@@ -73,6 +74,28 @@ async def test_at_most_returns_in_time_and_lets_the_task_go_on() -> None:
     assert waiting.done() and not done.done()
     done.set_result(None)
     await at_most(clock, 2.0, done)
+
+
+async def test_deadlines_call_for_what_is_not_done_in_time() -> None:
+    clock, due = FakeClock(), list[str]()
+    deadlines, loop = Deadlines(clock, 2.0, due.append), asyncio.get_running_loop()
+    early, late, later = loop.create_future(), loop.create_future(), loop.create_future()
+    deadlines.add(early, "early")
+    await clock.advance(0.5)
+    deadlines.add(late, "late")
+    early.set_result(None)
+    await clock.advance(1.9)
+    assert due == []
+    deadlines.add(later, "later")
+    await clock.advance(0.2)
+    assert due == ["late"]
+    await clock.advance(2.0)
+    assert due == ["late", "later"] and clock.next == float("inf"), "nothing sleeps while nothing waits"
+    deadlines.add(loop.create_future(), "never")
+    await settle()
+    await deadlines.close()
+    await clock.advance(9.0)
+    assert due == ["late", "later"]
 
 
 async def test_spawn_logs_neither_a_result_nor_a_cancellation(caplog: pytest.LogCaptureFixture) -> None:

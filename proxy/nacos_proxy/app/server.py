@@ -35,6 +35,7 @@ from nacos_proxy.background.state_file import StateLocked
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
 from nacos_proxy.fastpath.tls import make_tls
+from nacos_proxy.fastpath.writes import KnownWrites
 from nacos_proxy.frontends.answers import send_reply
 from nacos_proxy.frontends.auth import AccessControl
 from nacos_proxy.frontends.discovery.agent_check import AgentCheck
@@ -85,6 +86,10 @@ class App:
         self.guard, entry = with_access_control(self.router, self._route, guard_policy(s), components)
         begin, access_log = None if traces is None else traces.begin, log_access if s.access_log else None
         self._entry = RequestLog(entry, components.clock.now, path_of, begin, access_log)
+        times, now = components.request_times, components.clock.now
+        self.writes: KnownWrites | None = None
+        if begin is None and self.tenants is None:  # a trace and a tenant belong to one request
+            self.writes = KnownWrites(self._rules, lambda route, status, took: times[route, status].add(took), now)
         self.grpc_listener: tuple[socket.socket, ssl.SSLContext | None] | None = None
         self.dns_listeners: Sequence[Listeners] = ()
         dialer = _dialer(components)
@@ -146,6 +151,8 @@ class App:
 
     def reload(self, settings: Settings) -> None:
         apply_settings(self.guard, self.components.response_table, settings)
+        if self.writes is not None:
+            self.writes.clear()
         self.components.service_files.reload()
         log.info("reloaded the API tokens, the allowed hosts and the log level; other settings need a restart")
 
@@ -263,7 +270,8 @@ def uvicorn_config(app: App, s: Settings, tls: ssl.SSLContext | None = None) -> 
     table, now = app.components.response_table, app.components.clock.now
     limits = ConnectionLimits(s.max_head, max_connections=s.max_connections)
     log = log_access if s.access_log else None
-    protocol = make_protocol(table, now, limits=limits, log=log) if s.fast_path else make_limited(limits, log)
+    fast = s.fast_path
+    protocol = make_protocol(table, now, limits, log, app.writes) if fast else make_limited(limits, log)
     return uvicorn.Config(
         app,
         http=protocol if tls is None else make_tls(protocol, tls),

@@ -244,17 +244,15 @@ class Cache:
         `local`: this proxy accepted it while the upstream was away, and will send it later.
         """
         entry = self._get_or_create(write.service)
+        if entry.visible is None and not local:  # there is no list yet that it could change
+            self._expect(entry, write, now, changes=isinstance(write, Beat) and write.full is not None)
+            return None
         before = entry.visible if entry.visible is not None else Snapshot(write.service)
         after = apply(before, write)
         if local and entry.visible is None and after.instances:  # the write is all that is known, so it starts stale
             entry.upstream_snapshot = entry.visible = before
             entry.confirmed_at = now - self._policy.ttl_pushed
-        # A write that changes nothing here may still change the upstream, which may have lost the instance or may list
-        # no disabled ones. Beats are too frequent for that check.
-        if local or (self._pending_policy.grace > 0 and (after is not before or not isinstance(write, Beat))):
-            entry.pending = add(entry.pending, write, UNSENT if local else now)
-            self.recent_writes.add(entry.key, now)
-            self._schedule_by(entry, now + self._pending_policy.confirm_after, now)
+        self._expect(entry, write, now, changes=after is not before, local=local)
         if entry.visible is None or after is before:
             return None
         if self._pending_policy.grace <= 0 and not local:
@@ -262,6 +260,17 @@ class Cache:
         change = self._set_visible(entry, after, "write", now_ms)
         self._store.put(entry)
         return change
+
+    def _expect(self, entry: Entry, write: Write[Any], now: float, *, changes: bool, local: bool = False) -> None:
+        """The next list should show a write. `changes`: it changes what readers see.
+
+        A write that changes nothing here may still change the upstream, which may have lost the instance or may list no
+        disabled ones. Beats are too frequent for that check.
+        """
+        if local or (self._pending_policy.grace > 0 and (changes or not isinstance(write, Beat))):
+            entry.pending = add(entry.pending, write, UNSENT if local else now)
+            self.recent_writes.add(entry.key, now)
+            self._schedule_by(entry, now + self._pending_policy.confirm_after, now)
 
     def revise(
         self, key: ServiceKey, revised: Callable[[Pending], Pending | None], now: float, now_ms: int

@@ -15,13 +15,16 @@ class RecentWrites:
     def add(self, key: ServiceKey, now: float) -> None:
         self._written.pop(key, None)
         self._written[key] = now
-        self.keys(now)
+        self._forget_old(now)
 
     def keys(self, now: float) -> list[ServiceKey]:
         """The services that were written to within the grace."""
+        self._forget_old(now)
+        return list(self._written)
+
+    def _forget_old(self, now: float) -> None:
         while self._written and now - self._written[oldest := next(iter(self._written))] >= self.grace:
             del self._written[oldest]
-        return list(self._written)
 
     def __repr__(self) -> str:
         return f"<RecentWrites {len(self._written)} services>"

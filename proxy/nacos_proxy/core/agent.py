@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -116,6 +117,15 @@ class Agent:
             return cast("Any", self._patches.patch(call))
         return self._writer.write(cast("Write[R]", call))
 
+    def begin(self, call: Write[R]) -> asyncio.Future[Written[R]] | None:
+        """As `write`, without waiting. None if the write takes more steps than to send it: then only `write` does it.
+
+        Cancelling the future does not stop the write.
+        """
+        if (isinstance(call, Update) and call.partial) or self.traffic.drain_of(call) is not None:
+            return None
+        return self._writer.begin(cast("Write[R]", call))
+
     @property
     def fetched_at(self) -> float | None:
         """When a fetch last succeeded, in seconds since 1970."""
@@ -138,6 +148,7 @@ class Agent:
 
     async def close(self) -> None:
         """End all work in progress, and close the registry."""
+        await self._writer.close()
         await self._reregistration.close()
         await self._fetcher.close()
         await self.registry.close()

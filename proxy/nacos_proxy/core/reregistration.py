@@ -76,8 +76,7 @@ class Reregistration:
         Returns the new answer to the beat. None if the upstream's own answer stands, also because it refuses the
         registration: the client then learns that it is not registered, and knows best what to do. Raises other errors.
         """
-        known = self._wanted((beat.service, beat.ip, beat.port))
-        if result.code != BEAT_NOT_FOUND or known is None:
+        if result.code != BEAT_NOT_FOUND or (known := self._wanted((beat.service, beat.ip, beat.port))) is None:
             return None
         try:
             registered = await self._register_again(known)

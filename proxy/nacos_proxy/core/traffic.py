@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from nacos_proxy.catalog.drains import Drain, Drains
@@ -51,13 +51,16 @@ class Traffic:
 
     def intercept(self, call: Write[Any]) -> Coroutine[Any, Any, Written[Any]] | None:
         """The answer to a client's write about an instance that is drained; None for all other writes."""
+        if (drain := self.drain_of(call)) is None:
+            return None
+        return self._answer(call, drain) if isinstance(call, Beat) else self._register(cast(Register, call), drain)
+
+    def drain_of(self, call: Write[Any]) -> Drain | None:
+        """The drain of the instance that a client registers or beats for."""
         if not self._drains or not isinstance(call, Beat | Register):
             return None
         key = (call.service, call.ip, call.port) if isinstance(call, Beat) else _key_of(call)
-        drain = self._drains.find(key, self._clock.now())
-        if drain is None:
-            return None
-        return self._answer(call, drain) if isinstance(call, Beat) else self._register(call, drain)
+        return self._drains.find(key, self._clock.now())
 
     async def _answer(self, beat: Beat, drain: Drain) -> Written[BeatResult]:
         """A beat would make it healthy, or even register it; "not found" would make its client register it."""

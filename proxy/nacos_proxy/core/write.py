@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
 from nacos_proxy.core.outage import Outage
@@ -14,9 +14,29 @@ from nacos_proxy.core.reregistration import Reregistration
 from nacos_proxy.core.send import Sender
 from nacos_proxy.model.calls import Beat, Deregister, GetInstance, Write
 from nacos_proxy.model.errors import ABSENT, ProxyError, Refused, UpstreamError
-from nacos_proxy.runtime import Clock, Supervisor, at_most, outlive
+from nacos_proxy.runtime import Clock, Deadlines, Supervisor, spawn
 
 R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class _Caller:
+    """Who waits for `answer`. `served`: it has one of this proxy's own, and does not need the upstream's."""
+
+    answer: asyncio.Future[Written[Any]]
+    served: bool = False
+
+    def give(self, written: Written[Any]) -> None:
+        if not self.answer.done():
+            self.answer.set_result(written)
+
+    def fail(self, error: BaseException) -> None:
+        if self.answer.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.answer.cancel()
+        else:
+            self.answer.set_exception(error)
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -32,37 +52,56 @@ class Writer:
     _clock: Clock
     _supervisor: Supervisor
     _cold_wait: float
+    _late: Deadlines[tuple[Beat, _Caller]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._late = Deadlines(self._clock, self._cold_wait, self._answer_late)
 
     async def write(self, call: Write[R]) -> Written[R]:
         """Returns the upstream's answer; the next read here shows the write. A cancelled caller does not stop it."""
-        answered = asyncio.Event()
-        outcome = outlive(self._write(call, answered), name=type(call).__name__)
-        if isinstance(call, Beat):
-            await at_most(self._clock, self._cold_wait, outcome)
-            if not outcome.done() and (local := self._outage.answer_beat(call)) is not None:
-                answered.set()
-                return cast("Written[R]", local)
-        written = await outcome
-        if isinstance(written, ProxyError):
-            raise written
-        return written
+        return await self.begin(call)
 
-    async def _write(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:
-        """`answered` is set once the caller has an answer and does not need this one."""
+    def begin(self, call: Write[R]) -> asyncio.Future[Written[R]]:
+        """As `write`, without waiting. Cancelling the future does not stop the write."""
+        caller = _Caller(asyncio.get_running_loop().create_future())
+        spawn(self._run(call, caller), name="write")
+        if isinstance(call, Beat):
+            self._late.add(caller.answer, (call, caller))
+        return caller.answer
+
+    async def _run(self, call: Write[Any], caller: _Caller) -> None:
+        try:
+            written = await self._write(call, caller)
+        except BaseException as error:
+            caller.fail(error)
+            raise
+        if isinstance(written, ProxyError):
+            caller.fail(written)
+        else:
+            caller.give(written)
+
+    def _answer_late(self, late: tuple[Beat, _Caller]) -> None:
+        """The upstream did not answer a beat in time."""
+        call, caller = late
+        if (local := self._outage.answer_beat(call)) is not None:
+            caller.served = True
+            caller.give(local)
+
+    async def _write(self, call: Write[Any], caller: _Caller) -> Written[Any] | ProxyError:
         breaker, now = self._catalog.breaker, self._clock.now()
         if (local := await self._outage.before_sending(call)) is None:
-            return await self._forward(call, answered)
+            return await self._forward(call, caller)
         # While the upstream is down, this beat also serves as a probe: it may get through where other calls do not.
         if isinstance(call, Beat) and not breaker.up and breaker.allows(now):
             breaker.call_started(now)
-            answered.set()
-            self._supervisor.once(self._forward(call, answered), name="beat behind its answer", for_request=True)
+            caller.served = True
+            self._supervisor.once(self._forward(call, caller), name="beat behind its answer", for_request=True)
         return local
 
-    async def _forward(self, call: Write[Any], answered: asyncio.Event) -> Written[Any] | ProxyError:
+    async def _forward(self, call: Write[Any], caller: _Caller) -> Written[Any] | ProxyError:
         shown_as = call
         try:
-            if isinstance(call, Beat) and not await self._beat_registers(call):
+            if isinstance(call, Beat) and call.full is not None and not await self._beat_registers(call):
                 shown_as = replace(call, full=None)
             was_registered = self._is_registered_beat(call)
             with self._reregistration.deregistering(call) if isinstance(call, Deregister) else nullcontext():
@@ -73,7 +112,7 @@ class Writer:
             Counts.add(self._committer.counts.writes, type(error).__name__)
             if isinstance(error, UpstreamError) and error.arrived:
                 self._catalog.cache.invalidate(call.service, self._clock.now())
-            return error if answered.is_set() else await self._outage.after_failure(call, error) or error
+            return error if caller.served else await self._outage.after_failure(call, error) or error
         Counts.add(self._committer.counts.writes, "ok")
         # A late answer to a beat must not restore an instance that was deregistered meanwhile.
         if not was_registered or self._is_registered_beat(call):
@@ -85,9 +124,12 @@ class Writer:
         registrations = self._catalog.registrations
         return isinstance(call, Beat) and registrations.find(call.service, call.ip, call.port) is not None
 
+    async def close(self) -> None:
+        await self._late.close()
+
     async def _beat_registers(self, beat: Beat) -> bool:
         """Whether a full beat registers its instance: neither the proxy nor the upstream knows it yet."""
-        if beat.full is None or self._is_registered_beat(beat):
+        if self._is_registered_beat(beat):
             return False
         try:
             await self._queries.ask(GetInstance(beat.service, beat.ip, beat.port, beat.cluster))

@@ -20,16 +20,18 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from nacos_proxy.fastpath.asgi import HEAD_KEY, KEY_HEADERS, socket_kind, target_key
 from nacos_proxy.fastpath.heads import without_ids
 from nacos_proxy.fastpath.http1 import BETWEEN
-from nacos_proxy.fastpath.limits import ConnectionLimits, LimitedProtocol, LogAnswered
+from nacos_proxy.fastpath.limits import ConnectionLimits, LogAnswered
 from nacos_proxy.fastpath.stream import HIGH_WATER, Stream
 from nacos_proxy.fastpath.table import LookupKey, PreparedResponse, ResponseTable
+from nacos_proxy.fastpath.writes import KnownWrites, WriteProtocol
 from nacos_proxy.request_context import ID_HEADER, Answered, sane_id
 from nacos_proxy.wire.http import STREAM
 
 _ID_HEADER = ID_HEADER.lower().encode()
+_G = ord("G")  # the first byte of GET
 
 
-class FastProtocol(LimitedProtocol):
+class FastProtocol(WriteProtocol):
     """One connection with the fast path. Its responses are the same bytes as without it.
 
     `make_protocol` sets the class attributes, which all connections share.
@@ -66,6 +68,8 @@ class FastProtocol(LimitedProtocol):
         cycle = self.cycle
         if self._phase != BETWEEN or len(data) > self._max_fast_head or (cycle and not cycle.response_complete):
             super().data_received(data)
+            return
+        if data[0] != _G and self._repeat_write(data, self._socket_kind):
             return
         now, request_id = self.now(), b""
         key: LookupKey = (data, self._socket) if self._socket else data
@@ -111,6 +115,8 @@ class FastProtocol(LimitedProtocol):
             self._chunk = b""
         if self._phase != BETWEEN or self._heads_parsed != heads_before + 1:
             return  # not one whole message
+        if self._prepared is None:
+            self._note_write(data, self._socket_kind)
         if _ID_HEADER in (key[0] if isinstance(key, tuple) else key).lower():
             return  # written in a way that `heads` does not know
         if self._prepared is not None:
@@ -230,8 +236,12 @@ def make_protocol(
     now: Callable[[], float],
     limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - a frozen value
     log: LogAnswered | None = None,
+    writes: KnownWrites | None = None,
 ) -> type[FastProtocol]:
-    """The class for uvicorn's `http=`. `now` is the clock of the marks; `log` gets repeated responses and refusals."""
+    """The class for uvicorn's `http=`. `now` is the clock of the marks; `log` gets repeated responses and refusals.
+
+    `writes`: those that may be repeated; None: none may.
+    """
     own_log = None if log is None else staticmethod(log)
-    shared = {"table": table, "now": staticmethod(now), "limits": limits, "log": own_log, "__slots__": ()}
-    return type("BoundProtocol", (FastProtocol,), shared)
+    shared = {"table": table, "now": staticmethod(now), "limits": limits, "log": own_log, "writes": writes}
+    return type("BoundProtocol", (FastProtocol,), {**shared, "__slots__": ()})

@@ -176,7 +176,7 @@ class ResponseTable:
         self.serial = 0
         self._min_cost = max(1, policy.size // max(1, policy.entries))
         self._entries = _Entries(policy.size)
-        self._seen = _SeenKeys(policy.remembered)
+        self._seen = SeenKeys(policy.remembered)
         self._forgotten: deque[Hashable] = deque(maxlen=1024)
 
     def find(self, key: LookupKey, now: float) -> PreparedResponse | None:
@@ -284,7 +284,7 @@ class _Entries(LRUCache[LookupKey, PreparedResponse]):
         self.lookup_keys.clear()
 
 
-class _SeenKeys:
+class SeenKeys:
     """Hashes of lookup keys in two generations: at least the last `remembered`, at most twice as many.
 
     If two keys share a hash, the second is admitted the first time it is seen, which does no harm.
@@ -295,7 +295,7 @@ class _SeenKeys:
         self._young: set[int] = set()
         self._old: set[int] = set()
 
-    def check_and_add(self, key: LookupKey) -> bool:
+    def check_and_add(self, key: Hashable) -> bool:
         hashed = hash(key)
         if hashed in self._young:
             return True

@@ -21,6 +21,12 @@ def client_of(scope: Scope) -> str:
     return (scope.get("client") or ("", 0))[0]
 
 
+def raw_path(scope: Scope) -> str:
+    """The path as the client wrote it, without the query."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw.decode("latin-1")
+
+
 def to_request(scope: Scope, path: str, body: bytes, context: str = "/nacos") -> HttpRequest:
     """The request as a value; `path` is decoded and starts behind the `context` path."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -38,13 +44,7 @@ def header(scope: Scope, name: bytes) -> bytes:
 
 
 async def send_reply(send: Send, reply: HttpReply, *, head_only: bool = False) -> None:
-    headers: list[tuple[bytes, bytes]] = []
-    if reply.status not in (204, 304):  # RFC 9110 8.6: no length for a 204, and not that of the empty body for a 304
-        headers.append((b"content-length", str(len(reply.body)).encode()))
-    if reply.content_type is not None:
-        headers.append((b"content-type", reply.content_type.encode("latin-1")))
-    headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.start", "status": reply.status, "headers": reply.raw_headers})
     await send({"type": "http.response.body", "body": b"" if head_only else reply.body})
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nacos_proxy.frontends.answers import client_of, header
+from nacos_proxy.frontends.answers import client_of, header, raw_path
 from nacos_proxy.frontends.requests import LEFT
 from nacos_proxy.request_context import (
     ID_HEADER,
@@ -93,12 +93,6 @@ class RequestLog:
         request.ended(answered)
         if self._log is not None:
             self._log(answered)
-
-
-def raw_path(scope: Scope) -> str:
-    """The path as the client wrote it, without the query."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    return raw.decode("latin-1")
 
 
 class _Answer:

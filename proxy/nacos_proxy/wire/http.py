@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
 from typing import NamedTuple, Protocol
 from urllib.parse import quote_plus, unquote
 
@@ -78,6 +79,13 @@ def _quoted(text: str) -> str:
     return quote_plus(text) if _SPECIAL(text) else text
 
 
+class EncodedRequest(HttpRequest):
+    """A request that is sent again and again. Its target and body are encoded once."""
+
+    target = cached_property(HttpRequest.target.fget)  # type: ignore[arg-type]
+    body = cached_property(HttpRequest.body.fget)  # type: ignore[arg-type]
+
+
 def form_pairs(content_type: str, body: bytes) -> Pairs:
     """The parameters of a URL-encoded or multipart form (nacos-http.md 1.2). Raises `BadCall`, except for no body."""
     media = content_type.partition(";")[0].strip().lower()
@@ -114,6 +122,16 @@ class HttpReply(NamedTuple):
     content_type: str | None
     body: bytes
     headers: Pairs = ()
+
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """All headers, with lower-case names."""
+        raw: list[tuple[bytes, bytes]] = []
+        if self.status not in (204, 304):  # RFC 9110 8.6: no length for a 204, and not that of the empty body for a 304
+            raw.append((b"content-length", str(len(self.body)).encode()))
+        if self.content_type is not None:
+            raw.append((b"content-type", self.content_type.encode("latin-1")))
+        return raw + [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers]
 
 
 class RouteName(NamedTuple):
@@ -156,7 +174,25 @@ class Cacheable(NamedTuple):
     revalidate: Revalidate | None = None
 
 
+class Repeatable(Protocol):
+    """A write that the server may begin again without the app if the same request comes again, with other ids.
+
+    `path` is raw. `rules`: the checks that it passed; under other rules it goes to the app again.
+    """
+
+    route: RouteName
+    method: str
+    path: str
+    query: str
+    rules: Rules
+
+    def begin(self, answered: Callable[[HttpReply], object]) -> bool:
+        """Begins it for the request of the context, and calls `answered` later, once. False: send it to the app."""
+        ...
+
+
 CACHEABLE = "nacos_proxy.cacheable"
+REMEMBER = "nacos_proxy.remember"  # in the ASGI scope, perhaps: a function that gets the `Repeatable` of the request
 REPEATED = "nacos_proxy.repeated"  # in the ASGI scope: the `RouteName` of the prepared response that answers a request
 RULES = "nacos_proxy.rules"  # in the ASGI scope: the `Rules` of a request
 

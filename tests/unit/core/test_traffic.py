@@ -68,6 +68,16 @@ async def test_traffic_does_not_let_a_late_beat_register_what_was_drained(world:
     assert (await world.agent.write(BEAT)).how == "upstream"
 
 
+async def test_agent_begin_leaves_what_takes_more_steps_to_write(world: World) -> None:
+    await registered(world)
+    begun = world.agent.begin(BEAT)
+    assert begun is not None and (await begun).how == "upstream"
+    assert world.agent.begin(Update(KEY, MINE.ip, MINE.port, weight=1.0, partial=True)) is None
+    drained(world)
+    assert world.agent.begin(BEAT) is None and world.agent.begin(Register(KEY, MINE)) is None
+    assert world.agent.begin(Deregister(KEY, MINE.ip, MINE.port)) is not None
+
+
 async def test_traffic_ends_a_drain_when_the_instance_is_registered(world: World) -> None:
     await registered(world)
     drain, ended = drained(world, ended_at=world.clock.now()), list[Drain]()

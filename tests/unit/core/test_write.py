@@ -328,3 +328,23 @@ async def test_write_of_beats_does_not_keep_the_only_instance_visible_when_it_is
     unlisted(world)
     look = await world.read(CacheControl(no_cache=True))
     assert look.snapshot is not None and look.snapshot.instances == ()
+
+
+async def test_begin_goes_on_if_its_future_is_cancelled(world: World) -> None:
+    held = world.hold(Register)
+    begun = world.agent.begin(Register(KEY, C))
+    assert begun is not None
+    await settle()
+    begun.cancel()
+    await held.release()
+    assert world.agent.catalog.registrations.find(KEY, C.ip, C.port) is not None
+
+
+async def test_write_is_cancelled_with_what_it_waits_for(world: World) -> None:
+    held = world.hold(Register)
+    writing = spawn(world.agent.write(Register(KEY, C)), name="writing")
+    await settle()
+    for waiting, _ in held.waiting:
+        waiting.cancel()
+    await settle()
+    assert writing.cancelled()

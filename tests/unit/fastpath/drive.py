@@ -17,6 +17,7 @@ from nacos_proxy.fastpath.asgi import App, FastPath, Message, Receive, Scope, Se
 from nacos_proxy.fastpath.limits import ConnectionLimits, make_limited
 from nacos_proxy.fastpath.protocol import make_protocol
 from nacos_proxy.fastpath.table import ResponseTable, ResponseTablePolicy
+from nacos_proxy.fastpath.writes import KnownWrites
 from nacos_proxy.request_context import Answered
 from nacos_proxy.wire.http import CACHEABLE, Cacheable, RouteName
 
@@ -228,12 +229,13 @@ class Connection:
         *,
         fast: bool = True,
         log: Callable[[Answered], None] | None = None,
+        writes: KnownWrites | None = None,
         **settings: Any,
     ) -> None:
         options = {"proxy_headers": False, "log_config": None, "ws": "none", "lifespan": "off", **settings}
         config = Config(app if app is not None else service.app() if fast else service, **options)  # type: ignore[arg-type]
         config.load()
-        fast_one = make_protocol(service.table, service.clock, log=log)
+        fast_one = make_protocol(service.table, service.clock, log=log, writes=writes)
         made: type[HttpToolsProtocol] = fast_one if fast else HttpToolsProtocol
         self.service = service
         self.state = ServerState()

@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, cache_headers
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.frontends.answers import ANSWER_HEADER, header, mark_cacheable, send_reply, to_request
+from nacos_proxy.frontends.answers import header, mark_cacheable, raw_path, send_reply, to_request
+from nacos_proxy.frontends.nacos.repeated import RepeatedWrite, answer_headers
 from nacos_proxy.frontends.request_body import read_body
 from nacos_proxy.frontends.requests import set_route
 from nacos_proxy.model.calls import Alive, Beat, DetailPage, GetInstance, Write
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.wire.http import RULES, HttpReply, HttpRequest, Pairs, RouteName
+from nacos_proxy.wire.http import REMEMBER, RULES, HttpReply, HttpRequest, Pairs, RouteName
 from nacos_proxy.wire.nacos.administration import WHOLE
 from nacos_proxy.wire.nacos.base import Dialect, Operation, ReadInstance, ReadService, ServiceView
 from nacos_proxy.wire.rest.bodies import etag, tag_matches
@@ -123,6 +124,8 @@ class NacosApi:
             if operation is None:
                 return dialect.unknown(self._to_request(scope), self._now_ms())
             call = self._call(operation, scope, body)
+            if isinstance(call, Write) and REMEMBER in scope:
+                scope[REMEMBER](self._repeated(dialect, operation, scope, cast("Write[Any]", call)))
             result, headers = await self._perform(call, scope)
             if _is_large(result):
                 reply = await asyncio.to_thread(operation.write_reply, call, result)
@@ -148,6 +151,17 @@ class NacosApi:
                 self._writes[key] = call
         return call
 
+    def _repeated(
+        self, dialect: Dialect, operation: Operation[Any, Any], scope: Scope, call: Write[Any]
+    ) -> RepeatedWrite:
+        request, target = self._to_request(scope), (raw_path(scope), scope["query_string"].decode("latin-1"))
+        route = self._routes[id(operation)]
+        return RepeatedWrite(self._agent, dialect, operation, request, call, target, route, self._heard)
+
+    def _heard(self, call: Write[Any]) -> None:
+        if isinstance(call, Beat) and self._on_beat is not None:
+            self._on_beat(call.service, call.ip, call.port)
+
     async def _perform(self, call: Any, scope: Scope) -> tuple[Any, Pairs]:
         agent = self._agent
         if isinstance(call, ReadService):
@@ -167,10 +181,9 @@ class NacosApi:
                 mark_cacheable(scope, agent, result, _cache_control_of(scope))
             return instance, _headers(result)
         if isinstance(call, Write):
-            if isinstance(call, Beat) and self._on_beat is not None:
-                self._on_beat(call.service, call.ip, call.port)
+            self._heard(cast("Write[Any]", call))
             written = await agent.write(cast("Write[Any]", call))
-            return written.result, () if written.how == "upstream" else ((ANSWER_HEADER, written.how),)
+            return written.result, answer_headers(written)
         if isinstance(call, Alive):  # about this process, not the upstream; r-nacos has no such call
             return None, ()
         return await agent.ask(call), ()

@@ -205,8 +205,9 @@ class Connection(asyncio.Protocol):
         self.complete = False
         self._in_head, self._bodyless, self._overhead, self._limits = True, bodyless, 0, limits
         self._reusable = True
-        if limits.until is not None:
-            self._deadline = self._loop.call_at(limits.until, self._time_out)
+        if limits.until is not None and (self._deadline is None or self._deadline.when() > limits.until):
+            self._disarm()
+            self._deadline = self._loop.call_at(limits.until, self._deadline_passed)
         if isinstance(body, bytes):
             self._transport.write(head + body if body else head)
         else:
@@ -285,7 +286,16 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         self.complete = self.used = True
-        self._disarm()
+
+    def _deadline_passed(self) -> None:
+        """One timer serves many exchanges, because a timer for each would cost more than to parse its answer."""
+        self._deadline, until = None, self._limits.until
+        if self.complete or until is None:
+            return
+        if self._loop.time() < until:
+            self._deadline = self._loop.call_at(until, self._deadline_passed)
+        else:
+            self._time_out()
 
     def _disarm(self) -> None:
         if self._deadline is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar, cast
 
 import httpx
 
@@ -13,9 +14,11 @@ from nacos_proxy.model.errors import Garbled
 from nacos_proxy.model.masking import shown_origin, shown_url
 from nacos_proxy.request_context import current_request
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
-from nacos_proxy.upstream.http.transport import FastTransport, HeaderBlock, Origin, PreparedRequest
+from nacos_proxy.upstream.http.transport import Answer, FastTransport, HeaderBlock, Origin, PreparedRequest
 from nacos_proxy.wire.compression import COMPRESSED_ANSWER, NO_COMPRESSION, content_codings
 from nacos_proxy.wire.http import FORM_TYPE, HttpReply, HttpRequest
+
+A = TypeVar("A", Answer, httpx.Response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,12 @@ class HttpClient:
         forwarding = {"connect": times.connect, "read": wait, "write": wait, "pool": times.connect}
         self._sni: Mapping[str, object] = {"sni_hostname": policy.sni} if policy.sni else {}
         self._reads: Mapping[str, object] = {"timeout": timeout, "total": times.reads}
-        self._writes: Mapping[str, object] = {"timeout": timeout, "total": times.writes}
+        writes: Mapping[str, object] = {"timeout": timeout, "total": times.writes}
+        self._extensions: Mapping[tuple[bool, bool], dict[str, object]] = {  # by whether it reads and is idempotent
+            (reads, twice): {**(self._reads if reads else writes), **self._sni, "idempotent": twice}
+            for reads in (False, True)
+            for twice in (False, True)
+        }
         self.forwarding_extensions: Mapping[str, object] = {"timeout": forwarding, "stream": True, **self._sni}
         self._header_block = lru_cache(maxsize=1024)(self._make_header_block)  # by token and length of the body
 
@@ -95,7 +103,7 @@ class HttpClient:
         too large, or cannot be from Nacos: HTML, a redirect, an unknown status.
         """
         method, content = request.method, request.body if request.form else b""
-        extensions = {**(self._reads if method == "GET" else self._writes), **self._sni, "idempotent": idempotent}
+        extensions = self._extensions[method == "GET", idempotent]
 
         def make_request() -> httpx.Request:
             server, target = _origin(origin), f"{context}{request.target}".encode("ascii")
@@ -132,42 +140,57 @@ class HttpClient:
         )
 
     async def _send(self, make_request: Callable[[], httpx.Request], server: str) -> HttpReply:
+        content_type: bytes | None = None
         try:
-            response = await self.exchange(make_request())
-            header_fields = {name.lower(): value for name, value in response.headers.raw}
-            if b"content-encoding" in header_fields and (coding := content_codings(response.headers.raw)):
-                await response.aclose()
-                raise httpx.DecodingError(COMPRESSED_ANSWER.format(coding))
-            stream = response.stream
-            body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await self._read(response)
+            answer = await self._for_request(make_request(), self._answer)
+            for name, value in answer.headers:
+                name = name.lower()
+                if name == b"content-type":
+                    content_type = value
+                elif name == b"content-encoding" and (coding := content_codings(answer.headers)):
+                    if not isinstance(answer.body, bytes):
+                        await answer.body.aclose()
+                    raise httpx.DecodingError(COMPRESSED_ANSWER.format(coding))
+            body = answer.body if isinstance(answer.body, bytes) else await self._read(answer.body)
         except CAUGHT as error:
             raise upstream_error(error, server) from error
-        _check_is_nacos(response.status_code, body, server)
-        content_type = header_fields.get(b"content-type")
-        return HttpReply(response.status_code, None if content_type is None else content_type.decode("latin-1"), body)
+        status = answer.status_code
+        _check_is_nacos(status, body, server)
+        return HttpReply(status, None if content_type is None else content_type.decode("latin-1"), body)
+
+    async def _answer(self, request: httpx.Request) -> Answer:
+        if isinstance(self.transport, FastTransport):
+            return await self.transport.answer(request)
+        response = await self.transport.handle_async_request(request)
+        stream = cast("httpx.AsyncByteStream", response.stream)
+        body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else stream
+        return Answer(response.status_code, response.headers.raw, b"", body)
 
     async def exchange(self, request: httpx.Request) -> httpx.Response:
         """The head of the response. A request for a client's request carries its id, and is part of its trace."""
+        return await self._for_request(request, self.transport.handle_async_request)
+
+    async def _for_request(self, request: httpx.Request, send: Callable[[httpx.Request], Awaitable[A]]) -> A:
         if (work := current_request()) is None:
-            return await self.transport.handle_async_request(request)
+            return await send(request)
         with work.call(request.method, lambda: _shown(request)) as call:
             if isinstance(request, PreparedRequest):
                 request.more = call.headers
             else:
                 request.headers.update(call.headers)
-            response = await self.transport.handle_async_request(request)
-            call.status = response.status_code
-        return response
+            answer = await send(request)
+            call.status = answer.status_code
+        return answer
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, stream: httpx.AsyncByteStream) -> bytes:
         body = bytearray()
         try:
-            async for chunk in response.aiter_raw():
+            async for chunk in stream:
                 body += chunk
                 if len(body) > self.policy.max_body:
                     raise httpx.RemoteProtocolError(f"an answer of more than {self.policy.max_body} bytes")
         finally:
-            await response.aclose()
+            await stream.aclose()
         return bytes(body)
 
 

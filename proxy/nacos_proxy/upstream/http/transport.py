@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, cast
 import httpx
 
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.http.connection import Connection, ExchangeLimits
+from nacos_proxy.upstream.http.connection import Connection, ExchangeLimits, RawHeaders
 
 IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))  # RFC 9110 9.2.2
 
@@ -247,6 +247,15 @@ class _Body(httpx.AsyncByteStream):
             self._pool.give(connection)
 
 
+class Answer(NamedTuple):
+    """An answer. `body` is all of it if it has arrived."""
+
+    status_code: int
+    headers: RawHeaders
+    reason: bytes
+    body: bytes | httpx.AsyncByteStream
+
+
 class HeaderBlock(NamedTuple):
     """Headers, and their bytes in a request, including the empty line at the end."""
 
@@ -275,20 +284,24 @@ class PreparedRequest(httpx.Request):
     ) -> None:
         self.method = method
         self.more: Sequence[tuple[str, str]] = ()
-        self.stream = httpx.ByteStream(body)
+        self.content_bytes = body
         self.extensions = extensions
         self.origin = origin
         self.target = target
         self.block = block
 
     @property
+    def stream(self) -> httpx.ByteStream:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """For other transports, like `headers` and `url`."""
+        return httpx.ByteStream(self.content_bytes)
+
+    @property
     def headers(self) -> httpx.Headers:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """For other transports, like `url`."""
         return httpx.Headers([*self.block.headers.multi_items(), *self.more]) if self.more else self.block.headers
 
     @property
     def url(self) -> httpx.URL:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """For other transports. Not parsed in advance, since that costs as much as the rest of a call."""
+        """Not parsed in advance, since that costs as much as the rest of a call."""
         return httpx.URL(f"{self.origin.scheme}://{self.origin.netloc.decode('ascii')}{self.target.decode('ascii')}")
 
 
@@ -307,10 +320,17 @@ class FastTransport(httpx.AsyncBaseTransport):
         return sum(len(pool.connections) for pool in self._pools.values())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await self.answer(request)
+        stream = httpx.ByteStream(answer.body) if isinstance(answer.body, bytes) else answer.body
+        extensions = {"http_version": b"HTTP/1.1", "reason_phrase": answer.reason}
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=stream, extensions=extensions)
+
+    async def answer(self, request: httpx.Request) -> Answer:
+        """As `handle_async_request`, without httpx's response, which costs more than the rest of a short exchange."""
         extensions: Mapping[str, Any] = request.extensions
         timeout = cast("Mapping[str, float | None]", extensions.get("timeout") or {})
         origin = request.origin if isinstance(request, PreparedRequest) else Origin.of(request.url)
-        head, body = _head(request), _body(request)
+        message, body = _head(request), _body(request)
         pool, bodyless = self._pool(origin, extensions), request.method == "HEAD"
         total: float | None = extensions.get("total")
         waits = _shorter_limit(timeout.get("connect"), total), _shorter_limit(timeout.get("pool"), total)
@@ -318,7 +338,7 @@ class FastTransport(httpx.AsyncBaseTransport):
         until = pool.loop.time() + total if total is not None else None
         limits = ExchangeLimits(timeout.get("read"), timeout.get("write"), until)
         try:
-            await connection.exchange(head, body, bodyless=bodyless, limits=limits)
+            await connection.exchange(message, body, bodyless=bodyless, limits=limits)
         except httpx.ReadError as lost:
             # the server may close an idle connection just when it is taken (RFC 9112 9.3.1)
             idempotent = extensions.get("idempotent", request.method in IDEMPOTENT)
@@ -328,12 +348,13 @@ class FastTransport(httpx.AsyncBaseTransport):
                 connection = await pool.take(*waits, fresh=True)
             except httpx.TransportError:
                 raise lost from None  # not a connection error, which would deny that the first attempt may have arrived
-            await connection.exchange(head, body, bodyless=bodyless, limits=limits)
-        if connection.complete:
-            response = _response(connection, httpx.ByteStream(connection.take_body()))
-            pool.give(connection)
-            return response
-        return _response(connection, _Body(pool, connection))
+            await connection.exchange(message, body, bodyless=bodyless, limits=limits)
+        head = connection.status, connection.headers, connection.reason
+        if not connection.complete:
+            return Answer(*head, _Body(pool, connection))
+        answer = Answer(*head, connection.take_body())
+        pool.give(connection)
+        return answer
 
     def renew(self, server: Origin) -> None:
         """Reuses none of the connections to this server after the exchanges that are under way."""
@@ -369,11 +390,6 @@ def _shorter_limit(limit: float | None, total: float | None) -> float | None:
     return total if limit is None else limit if total is None else min(limit, total)
 
 
-def _response(connection: Connection, stream: httpx.AsyncByteStream) -> httpx.Response:
-    extensions = {"http_version": b"HTTP/1.1", "reason_phrase": connection.reason}
-    return httpx.Response(connection.status, headers=connection.headers, stream=stream, extensions=extensions)
-
-
 def _head(request: httpx.Request) -> bytes:
     """Request line and headers. Raises `LocalProtocolError` if a part contains a line break (RFC 9112 11.1)."""
     if isinstance(request, PreparedRequest):
@@ -389,6 +405,8 @@ def _head(request: httpx.Request) -> bytes:
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:
+    if isinstance(request, PreparedRequest):
+        return request.content_bytes
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
         return b"".join(stream)

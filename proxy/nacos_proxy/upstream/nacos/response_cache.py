@@ -117,7 +117,8 @@ class ResponseCache:
 
     def add_clusters(self, key: ServiceKey, clusters: Collection[str]) -> None:
         """Adds clusters in which a service has instances."""
-        if not clusters:
+        known = self._known.get(key)
+        if not clusters or (known is not None and all(cluster in known.clusters for cluster in clusters)):
             return
         service = self._find_or_add(key)
         if self._unknown.pop(key, None) is not None:

@@ -112,7 +112,7 @@ def read_json(text: bytes | str) -> Any:
     infinite numbers and no integers beyond 64 bits.
     """
     value = _loads(text)
-    if not _shallow(value) and (value := _pruned(value, MAX_LEVELS)) is _TOO_DEEP:
+    if not _shallow(text, value) and (value := _pruned(value, MAX_LEVELS)) is _TOO_DEEP:
         raise Malformed(_TOO_DEEP_TEXT)
     return value
 
@@ -120,7 +120,7 @@ def read_json(text: bytes | str) -> Any:
 def read_exactly(text: bytes | str) -> Any:
     """A client's JSON. Unlike `read_json`, drops nothing: raises `Malformed` if it is nested too deep."""
     value = _loads(text)
-    if not _shallow(value):
+    if not _shallow(text, value):
         raise Malformed(_TOO_DEEP_TEXT)
     return value
 
@@ -135,8 +135,11 @@ def _loads(text: bytes | str) -> Any:
 _TOO_DEEP = object()
 
 
-def _shallow(value: Any) -> bool:
-    """Whether the value has at most `MAX_LEVELS` levels. To write it costs less than to visit each part."""
+def _shallow(text: bytes | str, value: Any) -> bool:
+    """Whether the value of a text has at most `MAX_LEVELS` levels. To write it costs less than to visit each part."""
+    opened = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
+    if opened <= MAX_LEVELS:
+        return True
     for _ in range(_EXTRA_LEVELS):
         value = [value]
     try:

@@ -327,6 +327,21 @@ async def test_connection_exchange_limit_ends_with_the_answer(joined: Joined) ->
     assert joined.connection.reusable
 
 
+async def test_connection_exchange_limit_is_its_own_whatever_the_limit_of_the_one_before(joined: Joined) -> None:
+    loop = asyncio.get_running_loop()
+    for until, next_until in ((0.01, 0.05), (60.0, 0.05)):
+        joined = Joined()
+        task = joined.ask(limits=ExchangeLimits(until=loop.time() + until))
+        await settle(2)
+        joined.came(OK)
+        await task
+        joined.connection.take_body()
+        begun = loop.time()
+        with pytest.raises(httpx.ReadTimeout):
+            await joined.ask(limits=ExchangeLimits(until=begun + next_until))
+        assert 0.045 < loop.time() - begun < 5.0
+
+
 async def test_connection_exchange_write_limit_ends_a_blocked_upload(joined: Joined) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"a"

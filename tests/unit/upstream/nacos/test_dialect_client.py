@@ -24,7 +24,7 @@ from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.nacos.dialect_client import (
     MANY_SIMILAR_NAMES,
-    MAX_BEATS,
+    MAX_REPEATED,
     NEEDS_ADMIN,
     DialectClient,
     dialect_clients,
@@ -221,9 +221,30 @@ async def test_dialect_client_execute_allows_only_idempotent_calls_to_be_sent_tw
 async def test_dialect_client_beat_cache_never_mixes_up_instances() -> None:
     client = FakeServerClient("v1", "v1")
     await client.at_server(Register(KEY, instance("10.9.9.9")))
-    known, unknown = Beat(KEY, "10.9.9.9", 80), [Beat(KEY, f"10.0.{n // 250}.{n % 250}", 80) for n in range(MAX_BEATS)]
+    known, unknown = (
+        Beat(KEY, "10.9.9.9", 80),
+        [Beat(KEY, f"10.0.{n // 250}.{n % 250}", 80) for n in range(MAX_REPEATED)],
+    )
     for beat in (known, known, *unknown, known):
         assert (await client.execute(beat)).code == (BEAT_OK if beat is known else BEAT_NOT_FOUND)
+
+
+@pytest.mark.parametrize(("face", "dialect"), [("v1+v2", "v1"), ("v1+v2", "v2"), ("v3", "v3")])
+async def test_dialect_client_reads_an_answer_to_a_beat_once(face: str, dialect: str) -> None:
+    client = FakeServerClient(face, dialect)
+    await client.at_server(Register(KEY, instance("10.0.0.1")), Register(KEY, instance("10.0.0.2")))
+    first, second = [await client.execute(Beat(KEY, ip, 80)) for ip in ("10.0.0.1", "10.0.0.2")]
+    lost, again = [await client.execute(Beat(KEY, ip, 80)) for ip in ("10.0.0.9", "10.0.0.1")]
+    assert first is second and (lost.code, again) == (BEAT_NOT_FOUND, first)
+
+
+async def test_dialect_client_encodes_a_repeated_registration_once() -> None:
+    client = FakeServerClient("v1", "v1")
+    call = Register(KEY, instance("10.0.0.1"))
+    once, again = client.dialect_client._write_request(call), client.dialect_client._write_request(call)
+    assert once is again and once.target is again.target
+    other = client.dialect_client._write_request(Register(KEY, instance("10.0.0.1", weight=2.0)))
+    assert other != once
 
 
 async def test_dialect_client_beat_cache_does_not_keep_long_beats() -> None:
