@@ -59,10 +59,7 @@ class FollowBody(RequestBody):
 
     services: Annotated[
         Tree[str],
-        Field(
-            description="By namespace, group and name: the revision that is known already, or an empty text.",
-            json_schema_extra={"example": {"public": {"DEFAULT_GROUP": {"orders": "", "stock": "8f14e45fceea167a"}}}},
-        ),
+        Field(description="By namespace, group and name: the revision that is known already, or an empty text."),
     ]
 
 
