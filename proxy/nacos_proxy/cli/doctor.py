@@ -112,12 +112,12 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
         findings = [Finding("upstream", True, f"{url} answers in {statistics.median(times):.1f} ms")]
         login = await _login_finding(registry, url, s)
         dialects = ", ".join(registry.servers.all[0].capabilities.dialects) or "none"
-        findings += [Finding("version", True, f"{version or 'unknown'}, APIs: {dialects}"), login]
+        hint = "" if policy.of_proxy else await _proxy_hint(registry)
+        findings += [Finding("version", True, f"{version or 'unknown'}, APIs: {dialects}", hint), login]
         if policy.of_proxy:
             findings.append(await _upper_proxy_finding(registry))
         else:
             findings.append(await push_finding(registry.own_client, s.push, clock, version))
-            findings += await _unnoticed_proxy_findings(registry)
     except ProxyError as error:
         what = "the upper proxy is running there, that this is its HTTP port (8840)"
         if not policy.of_proxy:
@@ -141,18 +141,14 @@ async def _upper_proxy_finding(registry: NacosRegistry) -> Finding:
     return Finding("proxy", True, "it is a nacos-proxy, whose event stream is followed")
 
 
-async def _unnoticed_proxy_findings(registry: NacosRegistry) -> list[Finding]:
-    """A hint if the server is a nacos-proxy, although the setting does not say so."""
+async def _proxy_hint(registry: NacosRegistry) -> str:
+    """What to do if the server is a nacos-proxy, although the setting does not say so."""
     origin = registry.servers.all[0].origin
     try:
         answer = read_json((await registry.http.get(f"{origin}/healthz")).body)
     except (ProxyError, Malformed):
-        return []
-    if answer != {"status": "ok"}:
-        return []
-    return [
-        Finding("proxy", True, "this server is a nacos-proxy itself", f"to follow its events, write proxy+{origin}")
-    ]
+        return ""
+    return f"this is a nacos-proxy: write proxy+{origin} to follow its events" if answer == {"status": "ok"} else ""
 
 
 async def _login_finding(registry: NacosRegistry, url: str, s: Settings) -> Finding:
