@@ -114,3 +114,10 @@ async def test_the_loss_of_the_upstream_itself_is_its_outage(world: World) -> No
     world.agent.doubt("refused")
     await world.lose()
     assert "connection refused" in world.agent.catalog.breaker.outage
+
+
+async def test_doubt_that_ends_while_the_upstream_itself_is_lost_says_nothing(world: World) -> None:
+    world.agent.doubt("refused")
+    await world.lose()
+    world.agent.doubt("")
+    assert notices(world) == ["down", "down"]

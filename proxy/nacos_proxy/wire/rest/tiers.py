@@ -139,7 +139,7 @@ def read_list(key: ServiceKey, reply: HttpReply) -> Snapshot:
     """
     if reply.status == 200:
         snapshot = read_whole(read_exactly(reply.body)).snapshot
-        if snapshot.key != key:
+        if snapshot.key != ServiceKey.of(key.grouped, namespace=key.namespace):  # '' is public
             raise Misplaced(f"asked for {key}, but the answer is about {snapshot.key}")
         return snapshot
     try:

@@ -253,6 +253,11 @@ async def test_an_outage_behind_the_upper_proxy_is_reported_once(world: World) -
     assert world.reports[0] == Doubted("refused")
     assert world.reports[-1] == Doubted("it does not say why")
     assert not any(isinstance(report, Confirmed) for report in world.reports)
+    world.line.send(None)
+    await world.clock.advance(3.0)
+    world.reports.clear()
+    await world.send(begin(outage="it does not say why"))
+    assert world.reports == [Doubted("it does not say why")], "the loss of the stream may have ended the doubt"
 
 
 async def test_many_lists_are_confirmed_in_parts(world: World) -> None:

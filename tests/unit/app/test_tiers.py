@@ -278,6 +278,21 @@ async def test_an_upper_proxy_with_tokens_is_served_and_passes_requests_on() -> 
                 assert (await stranger.http.get(SERVICE)).status_code == 401
 
 
+async def test_with_auth_client_each_client_reads_and_writes_with_its_own_account_and_polls() -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock, passwords={"nacos": "secret"}) as nacos:
+        async with serving(clock=clock, upstream=nacos.url, auth="client") as upper:
+            async with below(upper.url, clock, auth="client") as lower:
+                account = {"username": "nacos", "password": "secret"}
+                token = (await lower.http.post("/nacos/v1/auth/login", data=account)).json()["accessToken"]
+                written = await lower.http.post(INSTANCE, params={**here(), "accessToken": token})
+                assert written.text == "ok"
+                answer = await lower.http.get(SERVICE, headers={"authorization": f"Bearer {token}"})
+                assert [host["ip"] for host in answer.json()["hosts"]] == ["10.0.0.1"]
+                assert (await lower.http.get(SERVICE)).status_code == 403
+                assert lower.components.push is None
+
+
 async def test_a_lower_proxy_reaches_the_upper_one_on_a_unix_socket(tmp_path: Path) -> None:
     clock, path = FakeClock(), tmp_path / "upper.sock"
     settings = Settings(disk=False, udp_push=False, push="off", uds=path)
