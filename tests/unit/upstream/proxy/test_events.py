@@ -350,3 +350,23 @@ async def test_close_ends_everything_for_good(world: World) -> None:
     await world.events.close()
     await world.follow(KEY, STOCK)
     assert (len(world.upper.requests), world.events.alive, world.line.closed) == (1, False, True)
+
+
+async def test_an_upper_proxy_that_cannot_be_reached_is_tried_again(world: World) -> None:
+    def refuse() -> httpx.Response:
+        raise httpx.ConnectError("no connection: Connection refused")
+
+    world.upper.answer = refuse
+    await world.follow(KEY)
+    assert world.events.unavailable.endswith(":8840: no connection: Connection refused")
+    world.upper.answer = world.upper.stream
+    await world.clock.advance(3.0)
+    assert world.events.open
+
+
+async def test_services_that_come_and_go_at_once_need_no_new_stream(world: World) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), current())
+    world.events.watch([KEY, STOCK])
+    await world.follow(KEY)
+    assert len(world.upper.requests) == 1
