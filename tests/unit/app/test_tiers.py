@@ -128,9 +128,10 @@ async def test_ages_add_up_and_cache_status_names_both_proxies() -> None:
             assert first.headers["cache-status"].startswith("nacos-proxy; hit; ttl=")
             assert first.headers["cache-status"].partition(", ")[2].startswith("nacos-proxy; fwd=miss; ttl=")
             await clock.advance(3.0)
-            later = await lower.http.get(SERVICE)
-            assert int(later.headers["age"]) == int(first.headers["age"]) + 3
-            assert later.headers["cache-status"].count("nacos-proxy; hit") == 2
+            for _ in range(4):  # the last ones from prepared bytes
+                later = await lower.http.get(SERVICE)
+                assert int(later.headers["age"]) == int(first.headers["age"]) + 3
+                assert later.headers["cache-status"].count("nacos-proxy; hit") == 2
 
 
 def _is_confirmed(proxy: Served) -> bool:
