@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -20,6 +20,7 @@ from nacos_proxy.core.traffic import Traffic
 from nacos_proxy.core.watch import Watches
 from nacos_proxy.core.write import Writer
 from nacos_proxy.model.calls import Update, Write
+from nacos_proxy.model.services import ServiceKey, Snapshot, Via
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry
 
@@ -91,12 +92,14 @@ class Agent:
         self.instance = queries.instance
         self.ask = queries.ask
         self.watch = watches.watch
+        self.watch_from = watches.watch_from
         self.unwatch = watches.unwatch
         self.modify = patches.modify
         self.renew = reregistration.renew
         self.send = sender.send
         self.durations = sender.durations
         self.suspect = sender.suspect
+        self.doubt = sender.doubt
         self.on_recovery = sender.on_recovery
         self.refresh = fetcher.refresh
         self.accept_pushed = pushed_lists.accept
@@ -125,6 +128,10 @@ class Agent:
         if (isinstance(call, Update) and call.partial) or self.traffic.drain_of(call) is not None:
             return None
         return self._writer.begin(cast("Write[R]", call))
+
+    def confirm(self, lists: Mapping[ServiceKey, Snapshot], via: Via) -> None:
+        """The upstream says that these lists still hold, as `Cache.confirm`."""
+        self.catalog.cache.confirm(lists, via, self.clock.now())
 
     @property
     def fetched_at(self) -> float | None:

@@ -68,6 +68,22 @@ class Sender:
             for listener in list(self.on_recovery):
                 self._supervisor.call("recovery", listener)
 
+    def doubt(self, reason: str) -> None:
+        """The upstream is a cache and has lost the registry behind it. Reason '': it is back, maybe without its data.
+
+        Calls still go to the upstream, which answers what it can.
+        """
+        catalog = self._catalog
+        if bool(reason) != bool(catalog.breaker.doubt):
+            if reason:
+                log.warning("the upstream has lost its own upstream: %s", reason)
+            else:
+                log.warning("the upstream no longer says that its own upstream is lost")
+            self.suspect()
+            if catalog.breaker.up:
+                catalog.hub.publish(Notice("down", reason) if reason else Notice("up", ""))
+        catalog.breaker.doubt, catalog.cache.doubted = reason, bool(reason)
+
     @property
     def suspicious(self) -> bool:
         """Whether `suspect` was called within the last `SUSPICIOUS_FOR` seconds."""

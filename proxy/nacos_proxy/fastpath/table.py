@@ -90,7 +90,7 @@ class PreparedResponse:
         self.rendered_until = float("-inf")
         self.cost = 0
         self._templates = tuple(
-            (i, name, value.partition(b";")[0].replace(b"%", b"%%") + b"; hit; ttl=%d")
+            (i, name, _own_entry(value).replace(b"%", b"%%") + b"; hit; ttl=%d")
             for i, (name, value) in enumerate(self.headers)
             if name in _AGE_HEADERS
         )
@@ -151,6 +151,12 @@ class PreparedResponse:
     def size(self) -> int:
         """Bytes of memory, including the copy that `to_bytes` keeps."""
         return 2 * len(self.body) + 2 * sum(len(n) + len(v) + 4 for n, v in self.headers) + len(self.path) + _OVERHEAD
+
+
+def _own_entry(cache_status: bytes) -> bytes:
+    """The header up to our name in the last entry; the entries before are of caches behind us."""
+    others, comma, own = cache_status.rpartition(b", ")
+    return others + comma + own.partition(b";")[0]
 
 
 def is_repeatable(status: int, headers: Headers, body: bytes) -> bool:

@@ -11,7 +11,7 @@ their connection does not stay open, or if they came in several chunks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import ClassVar, cast
@@ -22,14 +22,23 @@ from nacos_proxy.fastpath.heads import without_ids
 from nacos_proxy.fastpath.limits import LimitedProtocol
 from nacos_proxy.fastpath.table import Headers, SeenKeys
 from nacos_proxy.model.limits import Rules
-from nacos_proxy.request_context import ID_HEADER, Answered, RequestContext, new_id, sane_id, work_for
+from nacos_proxy.request_context import (
+    HOPS_HEADER,
+    ID_HEADER,
+    Answered,
+    RequestContext,
+    hops_of,
+    new_id,
+    sane_id,
+    work_for,
+)
 from nacos_proxy.wire.http import REMEMBER, HttpReply, Repeatable, RouteName
 
 MAX_WRITES = 4096  # as many as the Nacos API keeps calls
 MAX_LENGTH = 4096  # bytes of a key
 LEFT = 499  # the status in the metrics if the client has left
 
-_ID_HEADER = ID_HEADER.lower().encode()
+_HOPS_HEADER, _ID_HEADER = HOPS_HEADER.lower().encode(), ID_HEADER.lower().encode()
 _UNREPEATED = frozenset({b"expect", b"origin"})
 _NOBODY = asyncio.Event()  # nobody waits for the body of a repeated write
 
@@ -45,12 +54,16 @@ def key_and_id(data: bytes, socket_kind: bytes) -> tuple[WriteKey, bytes]:
 
 
 class KnownWrite:
-    """A `Repeatable`, and the bytes of its last reply without the status line, default headers and id."""
+    """A `Repeatable`, and the bytes of its last reply without the status line, default headers and id.
 
-    __slots__ = ("_reply", "_tail", "write")
+    `hops`: the proxies that its request has passed.
+    """
 
-    def __init__(self, write: Repeatable) -> None:
+    __slots__ = ("_reply", "_tail", "hops", "write")
+
+    def __init__(self, write: Repeatable, hops: Sequence[str]) -> None:
         self.write = write
+        self.hops = hops
         self._reply: HttpReply | None = None
         self._tail = b""
 
@@ -83,13 +96,13 @@ class KnownWrites:
     def admits(self, key: WriteKey) -> bool:
         return len(key[0]) <= MAX_LENGTH and self._seen.check_and_add(key)
 
-    def offer(self, key: WriteKey, since: int, write: Repeatable) -> None:
+    def offer(self, key: WriteKey, since: int, hops: Sequence[str], write: Repeatable) -> None:
         """`since`: the `serial` before the request passed access control."""
         if since != self.serial:
             return
         if key not in self._writes and len(self._writes) >= MAX_WRITES:
             del self._writes[next(iter(self._writes))]
-        self._writes[key] = KnownWrite(write)
+        self._writes[key] = KnownWrite(write, hops)
 
     def clear(self) -> None:
         """Access rights have changed, so each request has to pass access control again."""
@@ -147,7 +160,9 @@ class WriteProtocol(LimitedProtocol):
         return True
 
     def _begin_write(self, writes: KnownWrites, cycle: WriteCycle) -> bool:
-        work_for(RequestContext(cycle.id))
+        request = RequestContext(cycle.id)
+        request.hops = cycle.known.hops
+        work_for(request)
         return cycle.known.write.begin(lambda reply: self._answer_write(writes, cycle, reply))
 
     def _answer_write(self, writes: KnownWrites, cycle: WriteCycle, reply: HttpReply) -> None:
@@ -186,4 +201,5 @@ class WriteProtocol(LimitedProtocol):
         if not self.cycle.keep_alive or names.count(_ID_HEADER) != bool(id) or not _UNREPEATED.isdisjoint(names):
             return
         if writes.admits(key):
-            scope[REMEMBER] = partial(writes.offer, key, writes.serial)  # type: ignore[typeddict-unknown-key]
+            hops = hops_of(dict(scope["headers"]).get(_HOPS_HEADER, b""))
+            scope[REMEMBER] = partial(writes.offer, key, writes.serial, hops)  # type: ignore[typeddict-unknown-key]

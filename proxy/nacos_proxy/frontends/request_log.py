@@ -11,14 +11,16 @@ from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nacos_proxy.frontends.answers import client_of, header, raw_path
+from nacos_proxy.frontends.answers import client_of, raw_path
 from nacos_proxy.frontends.requests import LEFT
 from nacos_proxy.request_context import (
+    HOPS_HEADER,
     ID_HEADER,
     Answered,
     Begin,
     Incoming,
     RequestContext,
+    hops_of,
     new_id,
     sane_id,
     work_for,
@@ -27,6 +29,7 @@ from nacos_proxy.wire.http import HAS_LEFT, REPEATED
 from nacos_proxy.wire.rest.sse import CONTENT_TYPE as EVENT_STREAM
 
 _HEADER = ID_HEADER.lower().encode()
+_HOPS = HOPS_HEADER.lower().encode()
 _STREAM = EVENT_STREAM.encode()
 
 
@@ -55,13 +58,21 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        id = sane_id(header(scope, _HEADER)) or new_id()
+        given = passed = b""
+        for name, value in scope["headers"]:
+            if name == _HEADER:
+                given = value
+            elif name == _HOPS:
+                passed = value
+        id = sane_id(given) or new_id()
         if self._begin is None:
             request = RequestContext(id)
         else:
             request = self._begin(
                 Incoming(*(id, scope["method"], raw_path(scope), client_of(scope)), scope["scheme"], scope["headers"])
             )
+        if passed:
+            request.hops = hops_of(passed)
         work_for(request)  # until the task ends: the server logs a failure of the app after it
         if self._log is None and self._begin is None:
             await self._app(scope, receive, _Answer(id.encode("ascii"), send).send)

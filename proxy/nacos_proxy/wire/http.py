@@ -134,6 +134,11 @@ class HttpReply(NamedTuple):
         return raw + [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers]
 
 
+def header_of(headers: Pairs, name: str) -> str:
+    """The value of a header, whose name is in lower case in `headers`; '' if there is none."""
+    return next((value for known, value in headers if known == name), "")
+
+
 class RouteName(NamedTuple):
     """What answers a request, for the metrics: the part of the proxy, and a method and path without values."""
 

@@ -44,6 +44,16 @@ def test_find_keeps_a_revalidated_response_and_updates_its_age() -> None:
     assert table.find(b"head", 14.0) is None
 
 
+def test_find_updates_only_the_last_entry_of_cache_status() -> None:
+    table = make_table()
+    given = b"nacos-proxy; hit; ttl=44; detail=50%, nacos-proxy; fwd=miss; ttl=9"
+    kept = PreparedResponse(Cacheable("a", 0.0, 10.0), 200, [(b"cache-status", given)], b"{}")
+    table.offer(b"head", kept, table.serial)
+    found = table.find(b"head", 3.5)
+    expected = b"nacos-proxy; hit; ttl=44; detail=50%, nacos-proxy; hit; ttl=6"
+    assert found is not None and found.headers == [(b"cache-status", expected)]
+
+
 def test_find_keeps_a_response_that_is_not_revalidated_until_valid_until() -> None:
     table = make_table()
     mark = Cacheable("a", 0.0, 10.0, revalidate=lambda now: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -30,12 +30,14 @@ class Beat:
         self.rules: Rules = NACOS
         self.answers: list[Callable[[HttpReply], object]] = []
         self.ids: list[str] = []
+        self.hops: list[Sequence[str]] = []
         self.willing = True
 
     def begin(self, answered: Callable[[HttpReply], object]) -> bool:
         if self.willing:
             request = current_request()
             self.ids.append("" if request is None else request.id)
+            self.hops.append(() if request is None else request.hops)
             self.answers.append(answered)
         return self.willing
 
@@ -142,6 +144,16 @@ async def test_a_known_write_goes_to_the_app_if_it_takes_more_steps() -> None:
     world.beat.willing = False
     assert (await world.connection.say(HEAD % 8)).endswith(b"ok")
     assert world.asked == 3
+
+
+async def test_a_repeated_write_names_the_proxies_that_its_request_has_passed() -> None:
+    world = World()
+    request_ = b"PUT /beat HTTP/1.1\r\nHost: here\r\nX-Nacos-Proxy-Hops: a1, b2\r\n\r\n"
+    for _ in range(2):
+        await world.connection.say(request_)
+    world.connection.protocol.data_received(request_)
+    assert world.beat.hops == [("a1", "b2")]
+    await world.answered()
 
 
 async def test_a_known_write_is_forgotten_when_rights_change() -> None:
@@ -289,7 +301,7 @@ async def test_known_writes_of_a_unix_socket_are_not_those_of_a_port() -> None:
 def test_known_writes_are_bounded() -> None:
     writes = KnownWrites(lambda: NACOS, lambda *_: None, lambda: 0.0)
     for number in range(MAX_WRITES + 10):
-        writes.offer((b"%d" % number, b"http"), writes.serial, Beat())
+        writes.offer((b"%d" % number, b"http"), writes.serial, (), Beat())
     assert len(writes) == MAX_WRITES
     assert writes.find((b"9", b"http")) is None and writes.find((b"10", b"http")) is not None
 

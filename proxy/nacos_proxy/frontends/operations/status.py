@@ -31,7 +31,7 @@ _ADVICE = {
     "`nacos-proxy doctor` names the cause.",
     "cache": "Nothing was read before the upstream was lost, so reads fail until it answers.",
     "push": "Changes are found by polling meanwhile, some seconds later. Check that this host reaches the gRPC port "
-    "of Nacos (HTTP port + 1000).",
+    "of Nacos (HTTP port + 1000), or the upper proxy if the upstream is one.",
     "polling": "Raise poll_budget, or find out why Nacos answers slowly.",
     "disk": "Make space in state_dir, or correct its owner. A restart during an outage would lose the last known "
     "state.",
@@ -101,6 +101,8 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if knows_nothing:
             return "unready", [*reasons, NOTHING_CACHED]
+    elif catalog.breaker.doubt:
+        reasons.append(f"upstream: the upper proxy has lost its upstream: {catalog.breaker.doubt}")
     parts = {"push": view.push, "polling": view.polling, "disk": view.disk, "services_dir": view.service_files}
     for name, shown in ((name, part()) for name, part in parts.items()):
         state = shown.get("state", "off")
