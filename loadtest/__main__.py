@@ -25,6 +25,7 @@ def main() -> int:
         "--quick", action="store_true", help="few, short rounds: to see whether it runs, not to measure"
     )
     parser.add_argument("--upstream", metavar="URL", help="a running Nacos server, in place of r-nacos")
+    parser.add_argument("--only", metavar="WORDS", help="of reads and writes: only the questions with these words")
     parser.add_argument("--results", type=Path, help="folder for tables, JSON and charts (loadtest/results)")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long a soak lasts")
     options = parser.parse_args()
@@ -36,11 +37,12 @@ def main() -> int:
         return 0
     if options.question == "soak":
         return int(importlib.import_module("loadtest.soak").run(options.minutes, options.upstream, say))
+    some = {"only": options.only} if options.only else {}
     wanted = QUESTIONS if options.question == "all" else (options.question,)
     for name in wanted:
         module = importlib.import_module(f"loadtest.{name}")
         try:
-            for series, baseline, figure in module.run(options.quick, options.upstream, say):
+            for series, baseline, figure in module.run(options.quick, options.upstream, say, **some):
                 print(f"\n## {series.question}\n\n{report.table(series, baseline)}\n", flush=True)
                 report.save(series, baseline, figure, module.__doc__.splitlines()[:1], results)
         except Missing as error:
