@@ -8,19 +8,18 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from ipaddress import IPv4Address
 from urllib.parse import parse_qs, urlsplit
 
 METADATA = {"zone": "a", "version": "1.4.2"}
 
 
 @lru_cache
-def hosts(number: int, weight: int = 1) -> str:
-    """The JSON of that many instances."""
+def hosts(number: int, weight: int = 1, first: int = 0) -> str:
+    """The JSON of that many instances. The `first` sets their addresses apart from those of other services."""
+    addresses = (IPv4Address("10.7.0.1") + n for n in range(first, first + number))
     return json.dumps(
-        [
-            {"ip": f"10.7.{n // 250}.{n % 250 + 1}", "port": 8080, "weight": weight, "metadata": METADATA}
-            for n in range(number)
-        ]
+        [{"ip": str(ip), "port": 8080, "weight": weight, "metadata": METADATA} for ip in addresses],
     )
 
 
@@ -48,11 +47,12 @@ class StandIn:
     def answer(self, head: bytes, write: Callable[[bytes], None]) -> None:
         """Answers a request, later if there is a delay."""
         target = urlsplit(head.split(b" ", 2)[1].decode())
-        name = parse_qs(target.query).get("serviceName", ["x"])[0].rpartition("@@")[2]
         self.requests += 1
-        if target.path.endswith("/list"):
+        body = b'{"status":"UP"}' if head.startswith(b"GET ") else b"ok"
+        if target.path.endswith("/instance/list"):
+            name = parse_qs(target.query)["serviceName"][0].rpartition("@@")[2]
             self.asked[name] += 1
-        body = f'{{"name":"DEFAULT_GROUP@@{name}","clusters":"","hosts":{self._hosts_of(name)}}}'.encode()
+            body = f'{{"name":"DEFAULT_GROUP@@{name}","clusters":"","hosts":{self._hosts_of(name)}}}'.encode()
         reply = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         if self._delay:
             asyncio.get_running_loop().call_later(self._delay, write, reply + body)
