@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--upstream", metavar="URL", help="a running Nacos server, in place of r-nacos")
     parser.add_argument("--only", metavar="WORDS", help="of reads and writes: only the questions with these words")
     parser.add_argument("--results", type=Path, help="folder for tables, JSON and charts (loadtest/results)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long a soak lasts")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long a soak lasts")
     options = parser.parse_args()
     results = options.results or (report.RESULTS / "quick" if options.quick else report.RESULTS)
     if options.question == "docs":
@@ -36,7 +36,10 @@ def main() -> int:
         (DOCS / "sizing.md").write_text(page.sizing(found), "utf-8")
         return 0
     if options.question == "soak":
-        return int(importlib.import_module("loadtest.soak").run(options.minutes, options.upstream, say))
+        soak = importlib.import_module("loadtest.soak")
+        series, good = soak.run(options.minutes, options.upstream, say)
+        report.save(series, series.contenders[0], "memory", soak.__doc__.splitlines()[:1], results)
+        return 0 if good else 1
     some = {"only": options.only} if options.only else {}
     wanted = QUESTIONS if options.question == "all" else (options.question,)
     for name in wanted:
