@@ -1,4 +1,4 @@
-"""The client's request that a task works for: its id, for log lines and for the upstream, and its trace.
+"""The client's request that a task works for: its id, for log lines and for the upstream, its trace, and its way.
 
 A task inherits it from the task that starts it. Background work has none (`runtime.Supervisor`). It is for operators
 alone: nothing that an answer depends on belongs here.
@@ -14,6 +14,9 @@ from os import urandom
 from typing import NamedTuple
 
 ID_HEADER = "X-Request-Id"
+HOPS_HEADER = "X-Nacos-Proxy-Hops"
+"""The proxies that a request has passed, as their ids, so that each notices if its own upstream leads back to it."""
+MAX_HOPS = 4  # a request that has passed so many is refused
 GRPC = "grpc"  # the scheme and the method of requests of SDKs by gRPC; their path and route is the class of the request
 
 # As long as anybody's ids are, in characters that are harmless in a header and in a log line: the token characters of
@@ -21,6 +24,24 @@ GRPC = "grpc"  # the scheme and the method of requests of SDKs by gRPC; their pa
 _SANE = re.compile(rb"[\w!#$%&'*+.^`|~/:=@-]{1,128}", re.ASCII)
 
 _run, _numbers = urandom(4).hex(), count(1)  # importing `secrets` would cost each client command some milliseconds
+
+
+_HOPS = re.compile(r"[\w.-]{1,64}(?: *, *[\w.-]{1,64}){0,15}", re.ASCII)
+
+
+def hops_of(given: bytes) -> tuple[str, ...]:
+    """The proxies that a request has passed; none if it has no such header, or a senseless one."""
+    text = given.decode("latin-1")
+    return tuple(hop.strip() for hop in text.split(",")) if _HOPS.fullmatch(text) else ()
+
+
+def loop_in(hops: Sequence[str], own: str) -> str:
+    """Why a request that has passed these proxies is refused by the proxy `own`, '' if it is not."""
+    if own in hops:
+        return "this request has come through this proxy before: its upstream leads back to it; correct `upstream`"
+    if len(hops) >= MAX_HOPS:
+        return f"this request has passed {len(hops)} proxies, at most {MAX_HOPS - 1} may stand above each other"
+    return ""
 
 
 def new_id() -> str:
@@ -81,12 +102,13 @@ class UpstreamCall:
 
 
 class RequestContext:
-    """A request without a trace. A subclass adds one."""
+    """A request without a trace. A subclass adds one. `hops`: the proxies that the request has passed."""
 
-    __slots__ = ("id",)
+    __slots__ = ("hops", "id")
 
     def __init__(self, id: str) -> None:
         self.id = id
+        self.hops: Sequence[str] = ()
 
     @property
     def log_fields(self) -> Mapping[str, str]:

@@ -52,6 +52,7 @@ from nacos_proxy.upstream.nacos.registry import AuthenticatedClient, NacosRegist
 from nacos_proxy.upstream.nacos.rights import RefusalReporter
 from nacos_proxy.upstream.nacos.servers import Server, Servers
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
+from nacos_proxy.upstream.proxy.events import ProxyEvents, ProxyEventsPolicy
 from nacos_proxy.wire.certificates import valid_until
 from nacos_proxy.wire.nacos.base import ReadService, ServiceView
 from nacos_proxy.wire.nacos.hosts import list_json
@@ -119,6 +120,9 @@ def build(s: Settings, clock: Clock) -> Components:
         embedded = EmbeddedRegistry(clock, supervisor=supervisor)
         return _assemble(s, clock, supervisor, response_table, embedded, embedded, push=embedded)
     upstream = NacosRegistry(policies.nacos_policy(s), clock)
+    if s.of_proxy and s.auth == "proxy":
+        events = _proxy_events(s, clock, supervisor, upstream)
+        return _assemble(s, clock, supervisor, response_table, upstream, upstream, push=events)
     # With auth = client, calls for a client without a token use no account, and not the server identity of this proxy.
     if s.auth == "client":
         account = upstream.acting_as(NOBODY)
@@ -270,22 +274,33 @@ def _follow_servers(
     servers.on_down.append(suspect)
     servers.on_up.append(suspect)
     servers.on_list.append(follow)
-    if isinstance(push, GrpcPush):
+    if isinstance(push, GrpcPush | ProxyEvents):
         push.on_lost.append(agent.suspect)
     return unfollow
 
 
 def _grpc_push(s: Settings, clock: Clock, supervisor: Supervisor, account: AuthenticatedClient) -> GrpcPush | None:
-    """Push with the account of these components. None if it is off."""
-    if s.push == "off":
+    """Push with the account of these components. None if it is off, and below a proxy with auth = client: each account
+    would need a stream of its own there.
+    """
+    if s.push == "off" or s.of_proxy:
         return None
     policy = PushPolicy(session=SessionPolicy(f"nacos-proxy/{__version__}"))
     return GrpcPush(account, policy, clock, random.random, supervisor)
 
 
+def _proxy_events(s: Settings, clock: Clock, supervisor: Supervisor, upstream: NacosRegistry) -> ProxyEvents | None:
+    """The event stream of the upper proxy. None if push is off."""
+    if s.push == "off":
+        return None
+    policy = ProxyEventsPolicy(tuple(server.origin for server in upstream.servers.all))
+    headers = upstream.own_client.grpc_headers
+    return ProxyEvents(policy, upstream.http, clock, random.random, supervisor, headers)
+
+
 def _udp_receiver(s: Settings, supervisor: Supervisor, upstream: NacosRegistry, poller: Poller) -> PushReceiver | None:
-    """None with auth = client: only lists with the proxy's own account ask for UDP push."""
-    if s.push == "off" or s.auth == "client":
+    """None with auth = client: only lists with the proxy's own account ask for UDP push. Upper proxies have events."""
+    if s.push == "off" or s.auth == "client" or s.of_proxy:
         return None
     servers = upstream.servers
     receiver = upstream.receiver = PushReceiver(("1.",), s.push_udp_port, poller.notified)
@@ -352,7 +367,7 @@ def _last_steps(components: Components) -> Iterator[Awaitable[None]]:
     yield components.publications.stop()
     yield components.health_checker.stop(deregister=components.settings.managed_deregister)
     yield components.poller.stop()
-    if isinstance(components.push, GrpcPush):
+    if isinstance(components.push, GrpcPush | ProxyEvents):
         yield components.push.close()
     if components.persistence is not None:
         yield components.persistence.close()

@@ -36,17 +36,17 @@ DnsPair: TypeAlias = tuple[socket.socket, socket.socket]
 """The UDP and the TCP socket of one address for DNS."""
 
 
-def sockets(host: str, port: int, uds: Path | None = None) -> list[socket.socket]:
+def sockets(host: str, port: int, uds: Path | None = None, *, reuse_port: bool = False) -> list[socket.socket]:
     """The listening sockets that systemd passes; else one on `uds`, or on host and port (0: any free port).
 
     Raises `CannotStart`.
     """
     if inherited := _inherited():
         return _streams(inherited)
-    return [_listen_unix(uds) if uds is not None else _listen_tcp(host, port)]
+    return [_listen_unix(uds) if uds is not None else _listen_tcp(host, port, reuse_port=reuse_port)]
 
 
-def grpc_socket(host: str, port: int, listeners: Sequence[socket.socket]) -> socket.socket:
+def grpc_socket(host: str, port: int, listeners: Sequence[socket.socket], *, reuse_port: bool = False) -> socket.socket:
     """The listening socket for gRPC: one that systemd passes as `grpc`, else on `port` (0: that of HTTP + 1000).
 
     `host` counts only if no other socket has an address. Raises `CannotStart`.
@@ -62,7 +62,7 @@ def grpc_socket(host: str, port: int, listeners: Sequence[socket.socket]) -> soc
         raise CannotStart("there is no HTTP port to count from; set grpc_port")
     if port > MAX_PORT:
         raise CannotStart(f"{port} is no port; set grpc_port")
-    return _listen_tcp(host, port, setting="grpc_port")
+    return _listen_tcp(host, port, setting="grpc_port", reuse_port=reuse_port)
 
 
 def plain_socket(address: str, setting: str) -> socket.socket:
@@ -137,12 +137,14 @@ def _inherited_count() -> int:
     return int(os.environ.get("LISTEN_FDS", "0")) if for_us else 0
 
 
-def _listen_tcp(host: str, port: int, *, setting: str = "--port") -> socket.socket:
+def _listen_tcp(host: str, port: int, *, setting: str = "--port", reuse_port: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Without IPPROTO_TCP, asyncio would leave Nagle's algorithm on, which delays each answer by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if reuse_port:
+            _share_port(listener)
         listener.bind((host, port))
         listener.listen(BACKLOG)  # with SO_REUSEADDR, only a second `listen` fails, not a second `bind`
     except OSError as error:
@@ -153,6 +155,14 @@ def _listen_tcp(host: str, port: int, *, setting: str = "--port") -> socket.sock
             text = f"{where} is in use by another nacos-proxy or another program; choose another {setting}"
         raise CannotStart(text) from error
     return listener
+
+
+def _share_port(listener: socket.socket) -> None:
+    """The system spreads connections over the processes that listen on the port. Raises `OSError`."""
+    option: int | None = getattr(socket, "SO_REUSEPORT", None)
+    if option is None:
+        raise OSError(errno.ENOPROTOOPT, "this system cannot share a port among processes; unset reuse_port")
+    listener.setsockopt(socket.SOL_SOCKET, option, 1)
 
 
 def _bracketed(host: str) -> str:
@@ -331,11 +341,12 @@ def listen(s: Settings) -> Listening:
     """Opens all sockets that the settings ask for. Raises `CannotStart` and `BadSettings`."""
     check_exposure(s)
     tls, grpc_tls = _tls_context(s), _tls_context(s, "h2")
-    found = Listening(sockets(s.host, s.port, s.uds), tls, grpc_tls=grpc_tls, no_grpc="" if s.grpc else "grpc = false")
+    listeners = sockets(s.host, s.port, s.uds, reuse_port=s.reuse_port)
+    found = Listening(listeners, tls, grpc_tls=grpc_tls, no_grpc="" if s.grpc else "grpc = false")
     try:
         if s.grpc:
             try:
-                found.grpc = grpc_socket(s.host, s.grpc_port, found.http)
+                found.grpc = grpc_socket(s.host, s.grpc_port, found.http, reuse_port=s.reuse_port)
             except CannotStart as error:
                 found.no_grpc = str(error)
         check_exposure(s, found.reachable)
@@ -354,7 +365,11 @@ def listen(s: Settings) -> Listening:
 def _check_upstream(s: Settings, listeners: Sequence[socket.socket]) -> None:
     """Raises `CannotStart` if the proxy would ask itself: it would never have an answer, nor say why."""
     own = {one.getsockname()[1] for one in listeners if one.family != socket.AF_UNIX}
-    for url in s.upstream:
+    if s.uds is not None and s.upstream_uds == str(s.uds):
+        raise CannotStart(
+            f"upstream {s.upstream[0]} is the Unix socket on which this proxy listens: choose another --uds"
+        )
+    for url in s.upstream_urls:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else NACOS_PORT)

@@ -25,6 +25,7 @@ from nacos_proxy.model.addresses import address_of
 from nacos_proxy.model.histogram import Histogram
 from nacos_proxy.upstream.grpc.push import GrpcPush
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
+from nacos_proxy.upstream.proxy.events import ProxyEvents
 from nacos_proxy.wire.http import RouteName
 
 MAX_OUT = 100  # instances out of traffic, in `/status`
@@ -66,13 +67,14 @@ def operator_view(components: Components) -> OperatorView:
 
 def upstream_status(components: Components) -> Mapping[str, Any]:
     if isinstance(components.registry, NacosRegistry):
-        return {"kind": "nacos", **components.registry.status()}
+        kind = "proxy" if components.registry.of_proxy else "nacos"
+        return {"kind": kind, **components.registry.status()}
     return {"kind": "embedded", "note": EMBEDDED}
 
 
 def push_status(components: Components) -> Mapping[str, Any]:
     push = components.push
-    if isinstance(push, GrpcPush) and push.alive:
+    if isinstance(push, GrpcPush | ProxyEvents) and push.alive:
         return {"state": "ok", **push.status()}
     if components.poller.push_alive:
         return {"state": "ok"}
@@ -84,10 +86,10 @@ def push_status(components: Components) -> Mapping[str, Any]:
     if not components.agent.catalog.cache.watched_keys():
         return {"state": "idle", "reason": "no service is watched"}
     why = ""
-    if isinstance(push, GrpcPush) and not push.was_alive:
+    if isinstance(push, GrpcPush | ProxyEvents) and not push.was_alive:
         if not (why := push.unavailable):
             return {"state": "connecting"}
-        if components.settings.push != "on":
+        if components.settings.push != "on" and not components.settings.of_proxy:
             return {"state": "unavailable", "reason": f"{why}; changes are found by polling"}
     interval = components.settings.poll_interval_read
     return {"state": "lost", "reason": f"unavailable; polling every {interval:g} s{f' ({why})' if why else ''}"}
@@ -202,10 +204,13 @@ def _more_metrics(components: Components) -> Iterable[Metric]:
     persistence, registry, tenants = components.persistence, components.registry, components.tenant_counts
     receiver, table, checker = components.receiver, components.response_table, components.health_checker
     publications, files, supervisor = components.publications, components.service_files, components.agent.supervisor
+    stream = components.push if isinstance(components.push, ProxyEvents) else None
     unreadable = registry.unreadable if isinstance(registry, NacosRegistry) else 0
     failing, unwritable = (bool(persistence.failing), persistence.unwritable) if persistence else (False, 0)
     for name, text, value in (
         ("tenants", "Tenants that are open, with auth = client", tenants.open),
+        ("upstream_proxy", "1 if the upstream is another proxy", components.settings.of_proxy),
+        ("upper_stream_open", "1 while the event stream of the upper proxy is open", bool(stream and stream.open)),
         ("upstream_embedded", "1 on the embedded registry, with no Nacos behind", components.settings.embedded),
         ("disk_failing", "1 while the state cannot be written", failing),
         ("managed_instances", "Instances that this proxy sends heartbeats for", len(checker)),
@@ -221,15 +226,19 @@ def _more_metrics(components: Components) -> Iterable[Metric]:
     ):
         yield GaugeMetricFamily(PREFIX + name, text, value=value)
     received = receiver.received if receiver else 0
-    reconnects = components.push.reconnects if isinstance(components.push, GrpcPush) else 0
+    push = components.push
+    reconnects = push.reconnects if isinstance(push, GrpcPush | ProxyEvents) else 0
     for name, text, value in (
         ("unwritable_rows", "Rows left out of the state file", unwritable),
         ("tenants_refused", "Requests whose token or password was refused, with auth = client", tenants.refused),
         ("unreadable_hosts", "Hosts in the upstream's lists that could not be read", unreadable),
-        ("push_reconnects", "Connections for push by gRPC that followed one that had ended", reconnects),
+        ("push_reconnects", "Connections for push by gRPC or from an upper proxy that followed a lost one", reconnects),
         ("udp_pushes_received", "Datagrams from the upstream that announced changes", received),
     ):
         yield CounterMetricFamily(PREFIX + name, text, value=value)
+    text = "Event streams of the upper proxy that followed another one: resumed, or reset by another run of it"
+    again = {} if stream is None else {"resumed": stream.resumed, "reset": stream.resets}
+    yield _labelled("upper_streams", text, "how", again)
     text = "1 while this server of the upstream answers; its URL is the label"
     nodes = GaugeMetricFamily(PREFIX + "upstream_node_up", text, labels=["node"])
     for server in registry.servers.all if isinstance(registry, NacosRegistry) else ():

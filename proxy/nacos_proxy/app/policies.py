@@ -22,6 +22,7 @@ from nacos_proxy.frontends.dns.server import DnsPolicy
 from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.frontends.grpc.server import GrpcPolicy
+from nacos_proxy.model.calls import Alive, Metrics
 from nacos_proxy.model.selectors import Selector
 from nacos_proxy.model.services import DEFAULT_NAMESPACE
 from nacos_proxy.model.views import Preference
@@ -72,23 +73,33 @@ def breaker_policy(s: Settings) -> BreakerPolicy:
 
 
 def nacos_policy(s: Settings) -> NacosPolicy:
-    """Raises `BadSettings` if the password file cannot be read."""
-    urls = () if s.endpoint and s.upstream == ("embedded",) else s.upstream
+    """Raises `BadSettings` if the file of the password or of the upper proxy's token cannot be read."""
+    urls = () if s.endpoint and s.upstream == ("embedded",) else s.upstream_urls
     identity = (s.identity_key, s.identity_value.get_secret_value()) if s.identity_key else None
     timeouts = Timeouts(s.upstream_connect_timeout, s.upstream_timeout, s.upstream_timeout)
     files = [str(path) if path else "" for path in (s.upstream_tls_ca, s.upstream_tls_cert, s.upstream_tls_key)]
     return NacosPolicy(
         ServersPolicy(urls, s.endpoint, context_path=s.upstream_context_path, slow=s.upstream_timeout),
-        HttpPolicy(f"nacos-proxy/{__version__}", identity, sni=s.upstream_tls_sni, timeouts=timeouts),
+        HttpPolicy(
+            f"nacos-proxy/{__version__}",
+            identity,
+            sni=s.upstream_tls_sni,
+            api_token=s.read_upstream_token(),
+            timeouts=timeouts,
+        ),
         TlsPolicy(*files, verify=s.upstream_tls_verify),
         login=LoginPolicy(s.username, s.read_password()),
         dialect=s.upstream_dialect,
         grpc_port=s.push_port,
+        of_proxy=s.of_proxy,
+        uds=s.upstream_uds,
     )
 
 
 def poll_policy(s: Settings) -> PollPolicy:
-    return PollPolicy(budget=s.poll_budget, late=s.cache_ttl)
+    """An upper proxy is probed by a call that it answers itself: there may be a thousand lower ones."""
+    probe = Alive() if s.of_proxy else Metrics()
+    return PollPolicy(budget=s.poll_budget, late=s.cache_ttl, probe=probe)
 
 
 def health_checker_policy(s: Settings) -> HealthCheckerPolicy:

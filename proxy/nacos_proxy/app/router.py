@@ -25,7 +25,7 @@ from nacos_proxy.frontends.discovery.envoy import EnvoyApi
 from nacos_proxy.frontends.discovery.formats import FormatsApi
 from nacos_proxy.frontends.discovery.group_names import GroupNames
 from nacos_proxy.frontends.discovery.lookup import LookupApi
-from nacos_proxy.frontends.events import long_polls, streams
+from nacos_proxy.frontends.events import followers, long_polls, streams
 from nacos_proxy.frontends.nacos.naming import NacosApi, parsed_writes
 from nacos_proxy.frontends.nacos.passthrough import Passthrough
 from nacos_proxy.frontends.operations import endpoints as operations
@@ -173,7 +173,7 @@ def rest_app(provided: Mapping[type, Any], lifespan: Lifespan | None = None, *, 
     """The REST API with its document. `provided` has the objects that the endpoints depend on, by class."""
     routers = (
         *(services.router, traffic.router, lookup.router, formats.router, envoy.router, long_polls.router),
-        *(streams.router, nacos_prometheus.router, operations.router, page.router, explorer.router),
+        *(streams.router, followers.router, nacos_prometheus.router, operations.router, page.router, explorer.router),
     )
     app = FastAPI(
         title="nacos-proxy",

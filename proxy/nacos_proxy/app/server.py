@@ -28,6 +28,7 @@ from nacos_proxy.app.operator_view import EMBEDDED
 from nacos_proxy.app.policies import grpc_policy, guard_policy
 from nacos_proxy.app.process import Server, max_open_files
 from nacos_proxy.app.router import Router, TenantApp, apply_settings, with_access_control
+from nacos_proxy.app.setting_types import unix_path
 from nacos_proxy.app.settings import Loaded, Settings
 from nacos_proxy.app.tenants import Tenants, TenantsPolicy
 from nacos_proxy.background.state_file import StateLocked
@@ -43,10 +44,11 @@ from nacos_proxy.frontends.grpc.server import GrpcServer
 from nacos_proxy.frontends.grpc.tunnel import GrpcTunnels
 from nacos_proxy.frontends.request_log import RequestLog
 from nacos_proxy.frontends.requests import path_of
-from nacos_proxy.model.errors import ProxyError, Refused, Unreachable
+from nacos_proxy.model.errors import BadCall, ProxyError, Refused, Unreachable, Violation
 from nacos_proxy.model.limits import LENIENT, NACOS, Rules
 from nacos_proxy.model.masking import shown_origin
 from nacos_proxy.model.services import Snapshot
+from nacos_proxy.request_context import current_request, loop_in
 from nacos_proxy.runtime import SystemClock
 from nacos_proxy.upstream.grpc.tunnel import Dialer
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
@@ -148,7 +150,18 @@ class App:
         self.components.service_files.reload()
         log.info("reloaded the API tokens, the allowed hosts and the log level; other settings need a restart")
 
+    def _loop(self) -> str:
+        """Why the request is refused for the proxies that it has passed. Prepared answers need no check."""
+        request, upstream = current_request(), self.components.registry
+        if request is None or not request.hops:
+            return ""
+        return loop_in(request.hops, upstream.http.hop if isinstance(upstream, NacosRegistry) else "")
+
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if why := self._loop():
+            error = BadCall("", Violation.OTHER, why, status=508)
+            await send_reply(send, self.router.refuse(scope, error), head_only=scope["method"] == "HEAD")
+            return
         if self.tenants is None or not self.router.is_per_tenant(scope):
             await self.router(scope, receive, send)
             return
@@ -337,11 +350,16 @@ def _traces(s: Settings) -> Traces | None:
 
 def banner(s: Settings, directory: Path | None) -> str:
     """The first lines that `serve` prints: version, upstream, where the state is kept."""
-    upstream = ", ".join(map(shown_origin, s.upstream)) or f"the servers that {shown_origin(s.endpoint)} lists"
+    upstream = ", ".join(map(_shown_upstream, s.upstream)) or f"the servers that {shown_origin(s.endpoint)} lists"
     if s.embedded:
         upstream = f"{EMBEDDED}; name one with --upstream"
     state = "not kept (disk = false)" if directory is None else str(directory)
     return f"nacos-proxy {__version__}\nupstream: {upstream}\nstate: {state}"
+
+
+def _shown_upstream(url: str) -> str:
+    """With the path of a Unix socket; other paths may hold secrets."""
+    return url if unix_path(url) else shown_origin(url)
 
 
 def reload_safely(app: App, loaded: Loaded, listeners: Sequence[socket.socket]) -> None:

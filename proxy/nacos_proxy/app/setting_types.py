@@ -31,6 +31,48 @@ def _parse_size(value: Any) -> Any:
     return int(found[1]) * _BYTES[found[2]]
 
 
+PROXY = "proxy+"
+"""Begins the URL of an upstream that is another proxy."""
+_UNIX = f"{PROXY}unix://"
+_PROXY_PORT = 8840
+
+
+def check_proxies(upstream: tuple[str, ...]) -> None:
+    """Raises `ValueError` if proxies are mixed with other servers, or with proxies that are reached in another way."""
+    schemes = {url.partition("://")[0] if url.startswith(PROXY) else "" for url in upstream}
+    if schemes == {""}:
+        return
+    if "" in schemes:
+        raise ValueError(f"upstream contains proxies ({PROXY}…) and other servers; choose one kind")
+    unknown = schemes - {f"{PROXY}http", f"{PROXY}https", f"{PROXY}unix"}
+    if unknown:
+        raise ValueError(
+            f"{min(unknown)!r} in upstream is unknown: write proxy+http://, proxy+https:// or proxy+unix://"
+        )
+    if len(schemes) > 1:
+        raise ValueError("the proxies in upstream are reached in different ways; choose one")
+    if schemes == {f"{PROXY}unix"} and (len(upstream) > 1 or not all(unix_path(url)[:1] == "/" for url in upstream)):
+        raise ValueError(f"write one Unix socket with its whole path, such as {_UNIX}/run/nacos-proxy/upper.sock")
+
+
+def unix_path(url: str) -> str:
+    """The path of the Unix socket in the URL of a proxy; '' if it has none."""
+    return url.removeprefix(_UNIX) if url.startswith(_UNIX) else ""
+
+
+def server_url(url: str) -> str:
+    """The URL for HTTP. A proxy listens on port 8840 if none is given; on a Unix socket, any host will do."""
+    if not url.startswith(PROXY):
+        return url
+    if unix_path(url):
+        return "http://localhost"
+    plain = url.removeprefix(PROXY)
+    scheme, _, rest = plain.partition("://")
+    host, slash, path = rest.partition("/")
+    named = scheme == "https" or re.search(r":[0-9]*$", host) is not None
+    return plain if named else f"{scheme}://{host}:{_PROXY_PORT}{slash}{path}"
+
+
 def _parse_list(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 

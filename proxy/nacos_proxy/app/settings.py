@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from nacos_proxy.app.failures import BadSettings
 from nacos_proxy.app.setting_types import (
+    PROXY,
     Address,
     ContextPath,
     DnsAddresses,
@@ -32,9 +33,12 @@ from nacos_proxy.app.setting_types import (
     Size,
     TextList,
     Url,
+    check_proxies,
     display_value,
     format_value,
     kind_of,
+    server_url,
+    unix_path,
 )
 from nacos_proxy.wire.webhooks import WebhookTarget, parse_webhooks
 
@@ -107,13 +111,18 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, hide_input_in_errors=True)
 
-    upstream: TextList = _upstream(("embedded",), "Comma-separated Nacos servers; 'embedded': a registry in the proxy.")
+    upstream: TextList = _upstream(
+        ("embedded",),
+        "Comma-separated Nacos servers; 'embedded': a registry in the proxy; proxy+http://HOST:8840: another proxy.",
+    )
     require_upstream: bool = _upstream(False, "Refuse to start with the embedded registry.")
     endpoint: Url = _upstream("", "URL of an address server, which lists the Nacos servers, one per line.")
     namespace: str = _upstream("", "Namespace for the client commands and for short names in DNS; empty: public.")
     username: str = _upstream("", "User name at the upstream; empty: no login.")
     password: SecretStr = _upstream(SecretStr(""), "Password of username.")
     password_file: OptionalPath = _upstream(None, "File that contains the password, instead of password.")
+    upstream_token: SecretStr = _upstream(SecretStr(""), "API token of the upper proxy, if upstream is one.")
+    upstream_token_file: OptionalPath = _upstream(None, "File that contains the token, instead of upstream_token.")
     auth: Literal["proxy", "client"] = _upstream(
         "proxy", "Account for upstream calls: the proxy's, or each client's own."
     )
@@ -141,6 +150,7 @@ class Settings(BaseModel):
     host: str = _listening("127.0.0.1", "Address to listen on. If other hosts can reach it, an API token is required.")
     port: int = _listening(8840, "Port to listen on; 0 chooses a free one.", ge=0, le=65535)
     uds: OptionalPath = _listening(None, "Unix socket to listen on, instead of host and port.")
+    reuse_port: bool = _listening(False, "Share host, port and grpc_port with other processes that set this, too.")
     grpc: bool = _listening(True, "Serve Nacos over gRPC, for SDKs from 2.0 on.")
     grpc_port: int = _listening(0, "Port for gRPC; 0: port + 1000, where SDKs expect it.", ge=0, le=65535)
     context_path: ContextPath = _listening("/nacos", "Path prefix of the Nacos API for clients; / for none.")
@@ -255,6 +265,13 @@ class Settings(BaseModel):
             raise ValueError(
                 "services_dir is for auth = proxy; with auth = client, the proxy has no account to register with"
             )
+        if self.upstream_token_file is not None and self.upstream_token.get_secret_value():
+            raise ValueError("upstream_token and upstream_token_file are both set; choose one")
+        if (self.upstream_token_file is not None or self.upstream_token.get_secret_value()) and not self.of_proxy:
+            raise ValueError("upstream_token is for an upper proxy: write upstream as proxy+http://HOST:8840")
+        check_proxies(self.upstream)
+        if self.of_proxy and self.endpoint:
+            raise ValueError("endpoint lists Nacos servers, and upstream names a proxy; choose one")
         if "embedded" in self.upstream and len(self.upstream) > 1:
             raise ValueError("upstream contains servers and 'embedded'; choose one")
         if self.require_upstream and self.embedded:
@@ -270,6 +287,27 @@ class Settings(BaseModel):
     def embedded(self) -> bool:
         """Whether the embedded registry is used, without a Nacos server."""
         return self.upstream == ("embedded",) and not self.endpoint
+
+    @property
+    def of_proxy(self) -> bool:
+        """Whether the upstream is another proxy."""
+        return any(url.startswith(PROXY) for url in self.upstream)
+
+    @property
+    def upstream_urls(self) -> tuple[str, ...]:
+        """The servers as URLs of HTTP."""
+        return tuple(map(server_url, self.upstream))
+
+    @property
+    def upstream_uds(self) -> str:
+        """The Unix socket of the upper proxy; '' if it has none."""
+        return unix_path(self.upstream[0]) if self.upstream else ""
+
+    def read_upstream_token(self) -> str:
+        """The upper proxy's API token, from `upstream_token_file` if that is set. Raises `BadSettings`."""
+        if self.upstream_token_file is None:
+            return self.upstream_token.get_secret_value()
+        return _read(self.upstream_token_file, f"upstream_token_file: {self.upstream_token_file}").strip()
 
     def read_password(self) -> str:
         """The password at the upstream, from `password_file` if that is set. Raises `BadSettings`."""

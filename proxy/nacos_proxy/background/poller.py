@@ -10,16 +10,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nacos_proxy.catalog.registrations import Registration
 from nacos_proxy.core.agent import Agent
-from nacos_proxy.model.calls import ListServices, Metrics
+from nacos_proxy.model.calls import Call, ListServices, Metrics
 from nacos_proxy.model.errors import ProxyError
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.runtime import STOOD_STILL, stop, ticks
-from nacos_proxy.upstream.contract import Changed, Watchable
+from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report, Watchable
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class PollPolicy:
 
     A probe follows `probe_after` seconds without a call, or `retry_after` seconds after a failed one, so that the loss
     of an idle upstream is noticed soon. A poll waits while `max_fetches` are in flight, a renewal while `max_renewals`
-    are: a slow upstream gets fewer requests, and connections stay free for clients.
+    are: a slow upstream gets fewer requests, and connections stay free for clients. `probe` is the call of a probe.
     """
 
     budget: float = 200.0
@@ -47,6 +47,7 @@ class PollPolicy:
     max_renewals: int = 16
     send_pause: float = 0.05
     late: float = 10.0
+    probe: Call[Any] = field(default_factory=Metrics)
 
 
 class Poller:
@@ -174,7 +175,7 @@ class Poller:
 
     async def _probe(self) -> None:
         try:
-            await self._agent.send(Metrics())
+            await self._agent.send(self._policy.probe)
         except ProxyError as error:
             log.debug("probe: %s", error)
 
@@ -188,8 +189,7 @@ class Poller:
         cache.set_push_alive(self.push_alive, now)
         if was and not self.push_alive:
             log.warning("push is unavailable; polling at the normal pace")
-            for listener in self.on_push_lost:
-                self._agent.supervisor.call("push", listener)
+            self._forget_prepared()
         if self._push_changes != cache.watched_changes:
             self._push_changes = cache.watched_changes
             push.watch(cache.watched_keys())
@@ -197,15 +197,26 @@ class Poller:
     async def _listen(self, push: Watchable) -> None:
         self._listens = True
         try:
-            async for changed in push.changes():
-                self._take(changed)
+            async for report in push.changes():
+                self._take(report)
         finally:
             self._listens = False
 
-    def _take(self, changed: Changed) -> None:
-        more = changed.fetch_shows_more
-        if changed.pushed is None or not self._agent.accept_pushed(changed.pushed, fetch_shows_more=more):
-            self.notified(changed.key)
+    def _take(self, report: Report) -> None:
+        match report:
+            case Confirmed(lists, via):
+                self._last_call = self._agent.clock.now()  # it answers, so no probe is due
+                self._agent.confirm(lists, via)
+            case Doubted(reason):
+                self._agent.doubt(reason)
+                self._forget_prepared()
+            case Changed(key, pushed, more, whole):
+                if pushed is None or not self._agent.accept_pushed(pushed, fetch_shows_more=more, whole=whole):
+                    self.notified(key)
+
+    def _forget_prepared(self) -> None:
+        for listener in self.on_push_lost:
+            self._agent.supervisor.call("push", listener)
 
     def notified(self, key: ServiceKey) -> None:
         """A push notification that does not say what has changed: fetch the service at once."""

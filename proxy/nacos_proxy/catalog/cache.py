@@ -12,7 +12,7 @@ monotonic clock). Its rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -39,7 +39,7 @@ from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.calls import Beat, Register, Write
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.errors import ProxyError
-from nacos_proxy.model.services import Change, ServiceKey, Snapshot, Source, diff
+from nacos_proxy.model.services import Change, ServiceKey, Snapshot, Source, Via, diff
 
 MAX_BACKOFF = 60.0  # seconds between the attempts of a fetch that keeps failing
 PUSH_SETTLES = 2.0  # seconds after a push until every node of a cluster lists it (nacos-http.md, fact 19)
@@ -66,11 +66,13 @@ class CachePolicy:
 class Cache:
     """The entries of all services, bounded. `rng()` draws from [0, 1); it spreads the polls over time.
 
-    `quarantined`: how many lists were quarantined so far.
+    `quarantined`: how many lists were quarantined so far. `doubted`: the upstream says that it cannot reach what is
+    behind it, so nothing is fresh.
     """
 
     def __init__(self, policy: CachePolicy, pending_policy: PendingPolicy, rng: Callable[[], float]) -> None:
         self.pushed = False
+        self.doubted = False
         self.quarantined = 0
         self.recent_writes = RecentWrites(pending_policy.grace)
         self._covered_by_push: Callable[[ServiceKey], bool] = lambda _: True
@@ -90,11 +92,12 @@ class Cache:
         if entry is None or entry.visible is None:
             error = entry.error if entry is not None else None
             return CacheResult(Freshness.MISSING, None, 0.0, 0.0, error)
-        age, ttl = now - entry.confirmed_at, self._ttl(entry)
-        if entry.from_disk:  # never fresh: the upstream may have changed while this proxy did not run
+        age, ttl, via = now - entry.confirmed_at, self._ttl(entry), entry.via
+        # From disk it is never fresh: the upstream may have changed while this proxy did not run.
+        if entry.from_disk or self.doubted or (via is not None and via.stale):
             ttl = min(ttl, age)
         state = freshness(age, ttl, self._policy.stale_if_error)
-        return CacheResult(state, entry.visible, age, ttl - age, entry.error, from_disk=entry.from_disk)
+        return CacheResult(state, entry.visible, age, ttl - age, entry.error, from_disk=entry.from_disk, via=via)
 
     def fresh_interval(self, visible: Snapshot, now: float) -> tuple[float, float] | None:
         """From when until when this snapshot is fresh. None if it is not, or readers see another one by now."""
@@ -115,9 +118,11 @@ class Cache:
         return entry is None or (not entry.fetching and entry.retry_at <= now)
 
     def _ttl(self, entry: Entry) -> float:
+        """It counts from when the upstream was heard. What the upstream had counted by then comes on top."""
+        heard = 0.0 if entry.via is None else entry.via.age
         if entry.unknown:
-            return self._policy.ttl_unknown
-        return self._policy.ttl_pushed if self._is_pushed(entry) else self._policy.ttl
+            return heard + self._policy.ttl_unknown
+        return heard + (self._policy.ttl_pushed if self._is_pushed(entry) else self._policy.ttl)
 
     def begin_fetch(self, key: ServiceKey) -> None:
         """A fetch begins: the service has no due time until `accept` or `reject`."""
@@ -159,7 +164,8 @@ class Cache:
                 entry.quarantined_since, entry.retry_at = since, since + self._policy.confirm_after
                 self._schedule_at(entry, entry.retry_at, now)
                 return None
-        entry.quarantined_since, entry.retry_at, entry.from_disk, entry.confirmed_at = None, -math.inf, False, now
+        entry.quarantined_since, entry.retry_at, entry.from_disk = None, -math.inf, False
+        entry.via, entry.confirmed_at = snapshot.via, now if snapshot.via is None else now - snapshot.via.age
         pending = drop_confirmed(entry.pending, snapshot, requested_at, self._pending_policy) if entry.pending else ()
         # a registry returns the same object if nothing changed, which saves the comparison
         unchanged = snapshot is entry.upstream_snapshot and pending == entry.pending
@@ -173,17 +179,54 @@ class Cache:
             self._schedule_at(entry, min(self._next_poll(entry, now), entry.next_recheck(now)), now)
         return change
 
+    def confirm(self, lists: Mapping[ServiceKey, Snapshot], via: Via, now: float) -> None:
+        """The upstream says that these lists, which it pushed, still hold, and are at most `via.age` old.
+
+        No effect on a service whose last list is another one, or of which a fetch has to tell more.
+        """
+        for key, pushed in lists.items():
+            entry = self._store.get(key)
+            if entry is None or entry.fetching or entry.error is not None or entry.from_disk or entry.pending:
+                continue
+            known = entry.upstream_snapshot
+            if entry.quarantined_since is not None or (known is not pushed and known != pushed):
+                continue
+            entry.confirmed_at = max(entry.confirmed_at, now - via.age)
+            entry.via = replace(via, age=now - entry.confirmed_at)
+            if key in self._schedule:
+                self._schedule_at(entry, self._next_poll(entry, now), now)
+
+    def confirmations(self, keys: Iterable[ServiceKey], now: float) -> tuple[CacheResult | None, list[ServiceKey]]:
+        """The oldest fresh result of these services (None if there is none), and the services without a fresh one."""
+        oldest: CacheResult | None = None
+        others: list[ServiceKey] = []
+        for key in keys:
+            result = self.result_of(self._store.get(key), now)
+            if result.stale:
+                others.append(key)
+            elif oldest is None or result.age > oldest.age:
+                oldest = result
+        return oldest, others
+
     def accept_pushed(
-        self, pushed: Snapshot, now: float, *, suspicious: bool = False, fetch_shows_more: bool = False, now_ms: int = 0
+        self,
+        pushed: Snapshot,
+        now: float,
+        *,
+        suspicious: bool = False,
+        fetch_shows_more: bool = False,
+        whole: bool = False,
+        now_ms: int = 0,
     ) -> tuple[bool, Change | None]:
         """The upstream pushed a list. Returns whether it counts as a fetch would, and the change that readers see.
 
         If it does not count (`pushed_lists.completed`), nothing changes. Otherwise as `accept`. A list that was
-        requested earlier, or less than `PUSH_SETTLES` later, no longer counts if it differs.
+        requested earlier, or less than `PUSH_SETTLES` later, no longer counts if it differs. `whole`: it says all that
+        a fetch says.
         """
         entry = self._store.get(pushed.key)
         known = None if entry is None or entry.from_disk else entry.upstream_snapshot
-        snapshot = completed(known, pushed, fetch_shows_more=fetch_shows_more)
+        snapshot = pushed if whole else completed(known, pushed, fetch_shows_more=fetch_shows_more)
         if entry is None or snapshot is None:
             return False, None
         fetching = entry.fetching

@@ -23,7 +23,10 @@ class BreakerPolicy:
 
 
 class Breaker:
-    """Gets the outcome of every call and decides whether calls may go out. Operators see `up`, which starts True."""
+    """Gets the outcome of every call and decides whether calls may go out. Operators see `up`, which starts True.
+
+    `doubt`: an upstream that is a cache answers, but says that it has lost the registry behind it, and why; else ''.
+    """
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
@@ -31,10 +34,16 @@ class Breaker:
         self.up = True
         self.since = 0.0
         self.reason = ""
+        self.doubt = ""
         self.failures = 0
         self._answered = float("-inf")
         self._probes = 0
         self._next_probe = 0.0
+
+    @property
+    def outage(self) -> str:
+        """Why the registry cannot be reached, directly or through an upstream that is a cache; '' if it can."""
+        return self.doubt if self.up else self.reason or "no answer"
 
     def allows(self, now: float) -> bool:
         """Whether a call may go out: always while the upstream is up, else only a probe that is due."""

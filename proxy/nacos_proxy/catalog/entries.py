@@ -14,7 +14,7 @@ from cachetools import Cache, LRUCache
 from nacos_proxy.catalog.fair_queue import Lane
 from nacos_proxy.catalog.pending_writes import Pending
 from nacos_proxy.model.errors import ProxyError
-from nacos_proxy.model.services import ServiceKey, Snapshot, Source
+from nacos_proxy.model.services import ServiceKey, Snapshot, Source, Via
 
 Watcher = tuple[str, int]  # a client, by its address, and one of its streams
 REGISTERED_HERE: Lane = ("registered here", "")
@@ -34,9 +34,9 @@ class Entry:
     """One service; all times are in seconds of the monotonic clock.
 
     `upstream_snapshot` is the upstream's last list, `visible` the snapshot that readers see. `confirmed_at`: when the
-    upstream last confirmed it. `error` and `failures` are those of the fetches since then. `fetching`: a fetch is in
-    flight. `notified_at`: when a change was last reported; `fetch_cause`: by whom. `pushed_at`: when the last pushed
-    list became the upstream's snapshot. Before `retry_at`, a stale read
+    registry last confirmed it; `via`: the caches through which this was heard. `error` and `failures` are those of the
+    fetches since then. `fetching`: a fetch is in flight. `notified_at`: when a change was last reported; `fetch_cause`:
+    by whom. `pushed_at`: when the last pushed list became the upstream's snapshot. Before `retry_at`, a stale read
     starts no fetch, because the last one failed or its list is quarantined. `ever_nonempty`: the service has had
     instances. `discovered_at`: when the upstream last listed the name for a client that listens to the whole group.
     """
@@ -45,6 +45,7 @@ class Entry:
     upstream_snapshot: Snapshot | None = None
     visible: Snapshot | None = None
     confirmed_at: float = -math.inf
+    via: Via | None = None
     error: ProxyError | None = None
     failures: int = 0
     retry_at: float = -math.inf

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from nacos_proxy.model.errors import ProxyError
-from nacos_proxy.model.services import Snapshot
+from nacos_proxy.model.services import Snapshot, Via
 
 PROXY_NAME = "nacos-proxy"
 
@@ -67,7 +67,7 @@ class CacheResult:
 
     `ttl`: seconds until the answer becomes stale, negative for a stale one. If both a snapshot and an `error` exist,
     the error is newer. `fetched`: this read waited for the upstream. `from_disk`: the snapshot was restored, and the
-    upstream has not confirmed it since.
+    upstream has not confirmed it since. `via`: the caches through which it was confirmed.
     """
 
     freshness: Freshness
@@ -77,6 +77,7 @@ class CacheResult:
     error: ProxyError | None = None
     fetched: bool = False
     from_disk: bool = False
+    via: Via | None = None
 
     @property
     def stale(self) -> bool:
@@ -85,9 +86,17 @@ class CacheResult:
 
 def cache_headers(result: CacheResult) -> tuple[tuple[str, str], ...]:
     """`Age` (RFC 9111 5.1) and `Cache-Status` (RFC 9211)."""
+    via = via_of(result)
+    return (("age", str(int(via.age))), ("cache-status", via.status))
+
+
+def via_of(result: CacheResult) -> Via:
+    """What a cache behind this one is told of a result: `status` names the caches from the origin to this one."""
     outcome = "hit" if not result.fetched else "fwd=stale" if result.stale else "fwd=miss"
     status = f"{PROXY_NAME}; {outcome}; ttl={int(result.ttl)}"
     if result.stale:
         detail = "disk" if result.from_disk else "upstream-error" if result.error is not None else "revalidating"
         status += f"; detail={detail}"
-    return (("age", str(max(0, int(result.age)))), ("cache-status", status))
+    if result.via is not None and result.via.status:
+        status = f"{result.via.status}, {status}"
+    return Via(max(0.0, result.age), result.stale, status)

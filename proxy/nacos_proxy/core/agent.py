@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -19,6 +19,7 @@ from nacos_proxy.core.traffic import Traffic
 from nacos_proxy.core.watch import Watches
 from nacos_proxy.core.write import Writer
 from nacos_proxy.model.calls import Update, Write
+from nacos_proxy.model.services import ServiceKey, Snapshot, Via
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry
 
@@ -90,12 +91,14 @@ class Agent:
         self.instance = queries.instance
         self.ask = queries.ask
         self.watch = watches.watch
+        self.watch_from = watches.watch_from
         self.unwatch = watches.unwatch
         self.modify = patches.modify
         self.renew = reregistration.renew
         self.send = sender.send
         self.durations = sender.durations
         self.suspect = sender.suspect
+        self.doubt = sender.doubt
         self.on_recovery = sender.on_recovery
         self.refresh = fetcher.refresh
         self.accept_pushed = pushed_lists.accept
@@ -115,6 +118,10 @@ class Agent:
         if isinstance(call, Update) and call.partial:
             return cast("Any", self._patches.patch(call))
         return self._writer.write(cast("Write[R]", call))
+
+    def confirm(self, lists: Mapping[ServiceKey, Snapshot], via: Via) -> None:
+        """The upstream says that these lists still hold, as `Cache.confirm`."""
+        self.catalog.cache.confirm(lists, via, self.clock.now())
 
     @property
     def fetched_at(self) -> float | None:

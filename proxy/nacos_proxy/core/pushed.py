@@ -21,8 +21,8 @@ class PushedLists:
     _committer: Committer
     _clock: Clock
 
-    def accept(self, pushed: Snapshot, *, fetch_shows_more: bool = False) -> bool:
-        """Commit a pushed list. False: a fetch is needed (`catalog.pushed_lists`).
+    def accept(self, pushed: Snapshot, *, fetch_shows_more: bool = False, whole: bool = False) -> bool:
+        """Commit a pushed list. False: a fetch is needed (`catalog.pushed_lists`), if the list is not `whole`.
 
         It is also needed if the list lacks an instance that is registered here: before that is registered again, the
         upstream is asked whether it is only disabled.
@@ -35,6 +35,7 @@ class PushedLists:
                 self._clock.now(),
                 suspicious=suspicious,
                 fetch_shows_more=fetch_shows_more,
+                whole=whole,
                 now_ms=self._committer.now_ms(),
             )
         Counts.add(counts.pushes, "used" if accepted else "fetched")

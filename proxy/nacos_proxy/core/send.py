@@ -68,6 +68,20 @@ class Sender:
             for listener in list(self.on_recovery):
                 self._supervisor.call("recovery", listener)
 
+    def doubt(self, reason: str) -> None:
+        """The upstream is a cache and has lost the registry behind it. Reason '': it is back, maybe without its data.
+
+        Calls still go to the upstream, which answers what it can.
+        """
+        catalog = self._catalog
+        if bool(reason) != bool(catalog.breaker.doubt):
+            log.warning(
+                "the upstream has %s", f"lost its own upstream: {reason}" if reason else "its own upstream back"
+            )
+            self.suspect()
+            catalog.hub.publish(Notice("down", reason) if reason else Notice("up", ""))
+        catalog.breaker.doubt, catalog.cache.doubted = reason, bool(reason)
+
     @property
     def suspicious(self) -> bool:
         """Whether `suspect` was called within the last `SUSPICIOUS_FOR` seconds."""

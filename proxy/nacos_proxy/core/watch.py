@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from nacos_proxy.catalog.cache import Cache
@@ -12,7 +12,7 @@ from nacos_proxy.catalog.entries import Watcher
 from nacos_proxy.catalog.hub import Filter, Hub, Mailbox
 from nacos_proxy.model.errors import ProxyError, is_denied
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.runtime import Clock
+from nacos_proxy.runtime import Clock, in_turns
 
 log = logging.getLogger("nacos_proxy.agent")
 
@@ -57,6 +57,28 @@ class Watches:
                 mailbox.drop(snapshot.key)
             return mailbox, unpublished
         return mailbox, self._known(interest)
+
+    async def watch_from(
+        self, revisions: Mapping[ServiceKey, str], wake: Callable[[], None], after: str, client: str
+    ) -> tuple[Mailbox, list[Snapshot]]:
+        """As `watch`, for a reader that says which revision it has of each service ('' for none).
+
+        It gets the snapshots of those that have another one now. So it misses nothing, whatever it had read, and
+        `after` tells only whether it was this run of the proxy: if not, the mailbox is marked `reset`.
+        """
+        await self._read_all(revisions.keys())
+        async for entry in in_turns([self._cache.get(key) for key in revisions], 200):
+            _ = entry is not None and entry.visible is not None and entry.visible.revision  # it is kept, and costs time
+        mailbox = self._hub.subscribe(Filter(frozenset(revisions)), wake, after)
+        mailbox.take()  # what it missed is in the snapshots
+        mailbox.client = client
+        now, watcher, changed = self._clock.now(), _watcher(mailbox), list[Snapshot]()
+        for key, revision in revisions.items():
+            self._cache.watch(key, now, watcher)
+            entry = self._cache.get(key)
+            if entry is not None and entry.visible is not None and entry.visible.revision != revision:
+                changed.append(entry.visible)
+        return mailbox, changed
 
     def unwatch(self, mailbox: Mailbox) -> bool:
         """End what `watch` began. False if it had ended before."""

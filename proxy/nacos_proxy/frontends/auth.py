@@ -33,6 +33,7 @@ from nacos_proxy.model.errors import Denied, ProxyError
 from nacos_proxy.wire.discovery.envoy import PATHS as DISCOVERY
 from nacos_proxy.wire.http import HttpReply, first_of
 from nacos_proxy.wire.rest.query import TOKENS
+from nacos_proxy.wire.rest.tiers import EVENTS
 
 _RANK: dict[Right, int] = {"read": 0, "write": 1, "admin": 2}
 OPEN_PATHS = PATHS | PAGE | {"/healthz", "/readyz"}  # a browser cannot send a token with the page itself
@@ -242,9 +243,9 @@ def right_of(secret: str, tokens: Sequence[Token]) -> Right | None:
 def required_right(method: str, path: str, context_path: str) -> Right:
     """Reads need 'read', naming writes 'write', and forwarded requests that can change the upstream 'admin'.
 
-    A login needs 'read', because it changes nothing; so does discovery by POST.
+    A login needs 'read', because it changes nothing; so do discovery and event streams by POST.
     """
-    if method in _SAFE or path in DISCOVERY:
+    if method in _SAFE or path in DISCOVERY or path == EVENTS:
         return "read"
     context = context_path.rstrip("/")
     if not path.startswith(f"{context}/" if context else _NACOS):

@@ -14,11 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nacos_proxy.frontends.answers import client_of, header
 from nacos_proxy.frontends.requests import LEFT
 from nacos_proxy.request_context import (
+    HOPS_HEADER,
     ID_HEADER,
     Answered,
     Begin,
     Incoming,
     RequestContext,
+    hops_of,
     new_id,
     sane_id,
     work_for,
@@ -27,6 +29,7 @@ from nacos_proxy.wire.http import HAS_LEFT, REPEATED
 from nacos_proxy.wire.rest.sse import CONTENT_TYPE as EVENT_STREAM
 
 _HEADER = ID_HEADER.lower().encode()
+_HOPS = HOPS_HEADER.lower().encode()
 _STREAM = EVENT_STREAM.encode()
 
 
@@ -62,6 +65,8 @@ class RequestLog:
             request = self._begin(
                 Incoming(*(id, scope["method"], raw_path(scope), client_of(scope)), scope["scheme"], scope["headers"])
             )
+        if (passed := header(scope, _HOPS)) != b"":
+            request.hops = hops_of(passed)
         work_for(request)  # until the task ends: the server logs a failure of the app after it
         if self._log is None and self._begin is None:
             await self._app(scope, receive, _Answer(id.encode("ascii"), send).send)

@@ -119,6 +119,17 @@ class Selection:
     protected: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Via:
+    """What an upstream that is a cache itself said of a list: its age in seconds, whether it was stale, and the
+    `Cache-Status` of the caches on its way, the one nearest to the origin first.
+    """
+
+    age: float = 0.0
+    stale: bool = False
+    status: str = ""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A service at one moment: its instances, sorted by key, with their true health; disabled ones if the source shows
@@ -130,7 +141,8 @@ class Snapshot:
 
     Not compared: `last_ref_time` is in ms since 1970. `by_cluster` marks a 1.x server, which keeps one instance per
     cluster at an address; later servers keep one per address (nacos-http.md 5.1). `unreadable` has one text for each
-    host that was left out. `index`, if given, is the `instances` by key, in the same order.
+    host that was left out. `via` is None if the registry itself listed it. `index`, if given, is the `instances` by
+    key, in the same order.
     """
 
     key: ServiceKey
@@ -142,6 +154,7 @@ class Snapshot:
     last_ref_time: int = field(default=0, compare=False)
     by_cluster: bool = field(default=False, compare=False)
     unreadable: tuple[str, ...] = field(default=(), compare=False)
+    via: Via | None = field(default=None, compare=False)
     index: InitVar[Mapping[InstanceKey, Instance] | None] = None
 
     def __post_init__(self, index: Mapping[InstanceKey, Instance] | None) -> None:
@@ -214,6 +227,10 @@ class Snapshot:
     def dated(self, last_ref_time: int) -> Snapshot:
         """The same snapshot with another `last_ref_time`."""
         return replace(self, last_ref_time=last_ref_time, index=self.by_key)
+
+    def heard(self, via: Via) -> Snapshot:
+        """The same snapshot, as an upstream that is a cache has it."""
+        return replace(self, via=via, index=self.by_key)
 
     def select(
         self,

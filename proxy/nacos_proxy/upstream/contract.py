@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import AsyncIterator, Collection, Mapping
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from nacos_proxy.model.calls import Call
-from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.model.services import ServiceKey, Snapshot, Via
 
 R = TypeVar("R")
 
@@ -32,12 +32,30 @@ class Changed(NamedTuple):
 
     `pushed`: what the server lists now, with the true health of each instance, but without the service's threshold and
     masking, and without disabled instances; None if only a fetch tells. `fetch_shows_more`: a fetch also lists disabled
-    instances, so one that `pushed` lacks may be disabled rather than gone.
+    instances, so one that `pushed` lacks may be disabled rather than gone. `whole`: `pushed` says all that a fetch
+    says.
     """
 
     key: ServiceKey
     pushed: Snapshot | None = None
     fetch_shows_more: bool = False
+    whole: bool = False
+
+
+class Confirmed(NamedTuple):
+    """A report that these lists, which were pushed before, still hold. `via` says how old they are at most."""
+
+    lists: Mapping[ServiceKey, Snapshot]
+    via: Via
+
+
+class Doubted(NamedTuple):
+    """A report that the upstream, which is a cache, has lost the registry behind it. Reason '': it is back."""
+
+    reason: str
+
+
+Report: TypeAlias = Changed | Confirmed | Doubted
 
 
 @runtime_checkable
@@ -48,7 +66,7 @@ class Watchable(Protocol):
         """Replaces the set of services whose changes are reported."""
         ...
 
-    def changes(self) -> AsyncIterator[Changed]:
+    def changes(self) -> AsyncIterator[Report]:
         """Yields a report each time a service changes. Ends when the source is lost for good."""
         ...
 

@@ -104,6 +104,11 @@ class HttpReply(NamedTuple):
     headers: Pairs = ()
 
 
+def header_of(headers: Pairs, name: str) -> str:
+    """The value of a header, whose name is in lower case in `headers`; '' if there is none."""
+    return next((value for known, value in headers if known == name), "")
+
+
 class RouteName(NamedTuple):
     """What answers a request, for the metrics: the part of the proxy, and a method and path without values."""
 

@@ -13,7 +13,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query
@@ -21,6 +21,7 @@ from pydantic import Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from nacos_proxy.catalog.freshness import via_of
 from nacos_proxy.catalog.hub import Event, Filter, Mailbox, Notice
 from nacos_proxy.core.agent import Agent
 from nacos_proxy.frontends.answers import client_of, send_reply
@@ -33,13 +34,14 @@ from nacos_proxy.frontends.rest.examples import READ_ERRORS
 from nacos_proxy.frontends.rest.reads import Bodies
 from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, documented, provided
 from nacos_proxy.model.errors import ProxyError
-from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.model.services import Change, ServiceKey, Snapshot
 from nacos_proxy.model.views import View
 from nacos_proxy.wire.http import STREAM, Channel
 from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
 from nacos_proxy.wire.rest.problem import plain_problem, problem
 from nacos_proxy.wire.rest.query import SHORT, ServicesQuery
 from nacos_proxy.wire.rest.sse import CONTENT_TYPE, HEARTBEAT, encode, encode_retry
+from nacos_proxy.wire.rest.tiers import via_json, whole_json
 
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode()),
@@ -50,6 +52,9 @@ _SLOTS = 15  # groups of streams, which get their heartbeats at different times
 _CHUNK = 16 << 10  # bytes
 _RETRY_SPREAD = 5_000  # ms over which readers reconnect after a stop
 _PREPARED_SNAPSHOTS = 8 << 20  # bytes
+
+WHOLE = View("*")
+"""Not a filter: what a lower proxy gets, which is all that is known. No other view is this object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class EventsApi:
         self.discover = discover
         self.forget = forget
         self._rng = rng
-        self._slots: tuple[dict[_Stream, None], ...] = tuple({} for _ in range(_SLOTS))
+        self._slots: tuple[dict[Stream, None], ...] = tuple({} for _ in range(_SLOTS))
         self._next_slot = 0
         self.quota = StreamQuota(policy.quota)
         self.polls = LongPolls(agent, self.quota)
@@ -95,7 +100,7 @@ class EventsApi:
         self.last_encoded: tuple[Event | None, View, Callable[[bytes], bytes], bytes] = (None, View(), bytes, b"")
         """One event goes to thousands of readers in a row; this is faster than a look-up for each."""
 
-    def stream(self, request: ApiRequest, query: EventsQuery) -> _Stream:
+    def stream(self, request: ApiRequest, query: EventsQuery) -> Stream:
         """A stream that has not begun yet. Raises `BadCall`."""
         view, keys = query.view(request.rules), query.keys(self.policy.services_per_stream, request.rules)
         interest = Filter(frozenset(keys or ()))
@@ -105,9 +110,9 @@ class EventsApi:
         after = request.headers.get("last-event-id") or query.lastEventId
         client = client_of(request.scope)
         self.quota.take(client, interest.keys)
-        return _Stream(self, request.scope, interest, view, after[:100], client)
+        return Stream(self, request.scope, interest, view, after[:100], client)
 
-    def add(self, reader: _Stream) -> int:
+    def add(self, reader: Stream) -> int:
         """Adds a stream that has begun, and returns its slot."""
         self._next_slot = (self._next_slot + 1) % _SLOTS
         self._slots[self._next_slot][reader] = None
@@ -115,7 +120,7 @@ class EventsApi:
             self._ticker = self.agent.supervisor.keep(self._tick, name="heartbeats")
         return self._next_slot
 
-    def drop(self, reader: _Stream, slot: int) -> None:
+    def drop(self, reader: Stream, slot: int) -> None:
         self._slots[slot].pop(reader, None)
 
     async def _tick(self) -> None:
@@ -139,8 +144,15 @@ class EventsApi:
         number = self.agent.catalog.hub.id_of(event)
         if isinstance(event.body, Notice):
             return encode("upstream", _notice_json(event.body), number)
-        shown = change_json(event.body, view)
+        shown = self.shown_change(event.body, view)
         return b"" if shown is None else encode("change", orjson.dumps(shown), number)
+
+    def shown_change(self, change: Change, view: View) -> dict[str, Any] | None:
+        """As `change_json`; for a lower proxy all that is known, and through which caches."""
+        if view is not WHOLE:
+            return change_json(change, view)
+        result = self.agent.catalog.cache.lookup(change.key, self.agent.clock.now())
+        return {**whole_json(change.after), **via_json(via_of(result))}
 
     def snapshot(self, snapshot: Snapshot, view: View, reset: bool, number: str) -> bytes:
         stale = self.agent.catalog.cache.lookup(snapshot.key, self.agent.clock.now()).stale
@@ -177,7 +189,7 @@ class EventsApi:
                 reader.end()
         self.polls.refuse(why, key)
 
-    def _readers(self) -> list[_Stream]:
+    def _readers(self) -> list[Stream]:
         return [reader for slot in self._slots for reader in slot]
 
     def __repr__(self) -> str:
@@ -188,11 +200,11 @@ def _notice_json(notice: Notice) -> bytes:
     return orjson.dumps({"state": notice.state, "reason": notice.reason})
 
 
-def _no_wake_up() -> None:
+def no_wake_up() -> None:
     """A stream gets events directly, or when its connection takes more."""
 
 
-class _Stream:
+class Stream:
     """One stream: first the ASGI app that begins it, then the sink for its events."""
 
     __slots__ = (
@@ -244,12 +256,13 @@ class _Stream:
     async def _begin(self) -> Callable[[Channel], Iterator[bytes]]:
         """Subscribes, and returns the function that makes the first events for a channel."""
         api, agent = self._api, self._api.agent
-        self._mailbox, known = await agent.watch(self.interest, _no_wake_up, self._after, self._client or "")
+        self._mailbox, known = await agent.watch(self.interest, no_wake_up, self._after, self._client or "")
         if self.interest.everything is not None:
             api.discover(*self.interest.everything)
         hub, breaker = agent.catalog.hub, agent.catalog.breaker
         last, reset = "" if len(self._mailbox) else hub.last_id, self._mailbox.reset  # waiting events have later ids
-        down = b"" if breaker.up else encode("upstream", _notice_json(Notice("down", breaker.reason)))
+        why = breaker.outage
+        down = encode("upstream", _notice_json(Notice("down", why))) if why else b""
         return lambda channel: self._first(channel.frame, known, last, reset, down)
 
     def _first(

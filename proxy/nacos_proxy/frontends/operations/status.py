@@ -101,6 +101,8 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
         if knows_nothing:
             return "unready", [*reasons, NOTHING_CACHED]
+    elif catalog.breaker.doubt:
+        reasons.append(f"upstream: the upper proxy has lost its upstream: {catalog.breaker.doubt}")
     parts = {"push": view.push, "polling": view.polling, "disk": view.disk, "services_dir": view.service_files}
     for name, shown in ((name, part()) for name, part in parts.items()):
         state = shown.get("state", "off")

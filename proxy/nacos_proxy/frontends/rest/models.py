@@ -53,6 +53,22 @@ class Snapshot(_Open):
     stale: bool
 
 
+class Whole(BaseModel):
+    """All that the proxy knows of a service."""
+
+    name: str
+    namespaceId: str
+    revision: str
+    protectThreshold: float
+    masking: bool
+    cacheMillis: int
+    lastRefTime: int
+    byCluster: bool
+    unreadable: list[str]
+    hosts: list[Instance]
+    extra: dict[str, Any]
+
+
 class Instances(BaseModel):
     """Every known instance of a service."""
 

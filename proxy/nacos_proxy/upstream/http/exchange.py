@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from secrets import token_hex
 
 import httpx
 
 from nacos_proxy.model.errors import Garbled
 from nacos_proxy.model.masking import shown_origin, shown_url
-from nacos_proxy.request_context import current_request
+from nacos_proxy.request_context import HOPS_HEADER, current_request
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
 from nacos_proxy.upstream.http.transport import FastTransport, HeaderBlock, Origin, PreparedRequest
 from nacos_proxy.wire.compression import COMPRESSED_ANSWER, NO_COMPRESSION, content_codings
-from nacos_proxy.wire.http import FORM_TYPE, HttpReply, HttpRequest
+from nacos_proxy.wire.http import FORM_TYPE, HttpReply, HttpRequest, Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Timeouts:
 class HttpPolicy:
     """`agent` is the User-Agent, `max_body` the largest answer in bytes, `sni` the server's name for TLS.
 
+    `api_token` is for an upper proxy, which requires it with every request.
     `identity` is the header that Nacos servers send to each other (`nacos.core.auth.server.identity.key` and
     `.value`). It lets a request pass every check, so only this proxy's own calls carry it.
     """
@@ -43,6 +45,7 @@ class HttpPolicy:
     identity: tuple[str, str] | None = field(default=None, repr=False)
     max_body: int = 64 * 1024 * 1024
     sni: str = ""
+    api_token: str = field(default="", repr=False)
     timeouts: Timeouts = Timeouts()
 
 
@@ -71,15 +74,21 @@ Headers = Sequence[tuple[str, str]]
 
 
 class HttpClient:
-    """Sends requests through a transport directly, because httpx's client would cost more than the rest of a call."""
+    """Sends requests through a transport directly, because httpx's client would cost more than the rest of a call.
+
+    `hop` names this proxy in `HOPS_HEADER`.
+    """
 
     def __init__(self, policy: HttpPolicy, transport: httpx.AsyncBaseTransport) -> None:
         self.policy = policy
         self.transport = transport
+        self.hop = token_hex(4)
+        self._first_hop: Headers = ((HOPS_HEADER, self.hop),)
         times = policy.timeouts
         timeout = {"connect": times.connect, "read": None, "write": times.writes, "pool": times.reads}
         wait = times.forwarded
         forwarding = {"connect": times.connect, "read": wait, "write": wait, "pool": times.connect}
+        self.api_token_headers: Headers = (("Authorization", f"Bearer {policy.api_token}"),) if policy.api_token else ()
         self._sni: Mapping[str, object] = {"sni_hostname": policy.sni} if policy.sni else {}
         self._reads: Mapping[str, object] = {"timeout": timeout, "total": times.reads}
         self._writes: Mapping[str, object] = {"timeout": timeout, "total": times.writes}
@@ -87,9 +96,18 @@ class HttpClient:
         self._header_block = lru_cache(maxsize=1024)(self._make_header_block)  # by token and length of the body
 
     async def send(
-        self, origin: str, context: str, request: HttpRequest, headers: Headers = (), *, idempotent: bool
+        self,
+        origin: str,
+        context: str,
+        request: HttpRequest,
+        headers: Headers = (),
+        *,
+        idempotent: bool,
+        wanted: Container[str] = (),
     ) -> HttpReply:
-        """The reply, whatever its status. `context` is the context path; `idempotent`: the request may be sent twice.
+        """The reply, whatever its status, with the `wanted` headers (in lower case).
+
+        `context` is the context path; `idempotent`: the request may be sent twice.
 
         Raises `Unreachable`, `Busy` and `TooSlow`. Raises `Garbled` if the answer is not valid HTTP, is compressed or
         too large, or cannot be from Nacos: HTML, a redirect, an unknown status.
@@ -103,14 +121,17 @@ class HttpClient:
             block = self._header_block(method, server.netloc, agent, tuple(headers), len(content))
             return PreparedRequest(method, server, target, block, content, extensions)
 
-        return await self._send(make_request, origin)
+        return await self._send(make_request, origin, wanted)
 
     def _make_header_block(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> HeaderBlock:
+        if self.api_token_headers:  # the account's own token is in `accessToken`, too
+            headers = [field for field in headers if field[0] != "Authorization"]
         header_fields = [
             ("Host", host.decode("ascii")),
             ("User-Agent", agent),
             ("Accept", "*/*"),
             NO_COMPRESSION,
+            *self.api_token_headers,
             *headers,
         ]
         if length:
@@ -131,7 +152,9 @@ class HttpClient:
             lambda: httpx.Request("GET", url, headers=headers, extensions=self._reads), shown_origin(url)
         )
 
-    async def _send(self, make_request: Callable[[], httpx.Request], server: str) -> HttpReply:
+    async def _send(
+        self, make_request: Callable[[], httpx.Request], server: str, wanted: Container[str] = ()
+    ) -> HttpReply:
         try:
             response = await self.exchange(make_request())
             header_fields = {name.lower(): value for name, value in response.headers.raw}
@@ -144,17 +167,21 @@ class HttpClient:
             raise upstream_error(error, server) from error
         _check_is_nacos(response.status_code, body, server)
         content_type = header_fields.get(b"content-type")
-        return HttpReply(response.status_code, None if content_type is None else content_type.decode("latin-1"), body)
+        kept = _kept(header_fields, wanted) if wanted else ()
+        media = None if content_type is None else content_type.decode("latin-1")
+        return HttpReply(response.status_code, media, body, kept)
 
     async def exchange(self, request: httpx.Request) -> httpx.Response:
-        """The head of the response. A request for a client's request carries its id, and is part of its trace."""
+        """The head of the response. A request for a client's request carries its id, and is part of its trace.
+
+        Each request names the proxies that it has passed.
+        """
         if (work := current_request()) is None:
+            _add(request, self._first_hop)
             return await self.transport.handle_async_request(request)
         with work.call(request.method, lambda: _shown(request)) as call:
-            if isinstance(request, PreparedRequest):
-                request.more = call.headers
-            else:
-                request.headers.update(call.headers)
+            hop = (HOPS_HEADER, ", ".join((*work.hops, self.hop))) if work.hops else self._first_hop[0]
+            _add(request, (hop, *call.headers))
             response = await self.transport.handle_async_request(request)
             call.status = response.status_code
         return response
@@ -169,6 +196,18 @@ class HttpClient:
         finally:
             await response.aclose()
         return bytes(body)
+
+
+def _add(request: httpx.Request, headers: Headers) -> None:
+    if isinstance(request, PreparedRequest):
+        request.more = headers
+    else:
+        request.headers.update(headers)
+
+
+def _kept(header_fields: Mapping[bytes, bytes], wanted: Container[str]) -> Pairs:
+    fields = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in header_fields.items())
+    return tuple(field for field in fields if field[0] in wanted)
 
 
 def _shown(request: httpx.Request) -> str:

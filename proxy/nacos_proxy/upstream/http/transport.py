@@ -60,11 +60,13 @@ class TransportPolicy:
     """Each server gets at most `connections`. One that was idle for `keep_alive` seconds is not reused.
 
     `streams` is a separate limit for requests that may last long, so that long polls cannot block short calls.
+    `uds`: the Unix socket to which all connections go, whatever the server; '' for TCP.
     """
 
     connections: int = 64
     streams: int = 1024
     keep_alive: float = 30.0
+    uds: str = ""
 
 
 class _Pool:
@@ -76,6 +78,7 @@ class _Pool:
         self._origin, self._server_name, stream = key
         self._max_connections = policy.streams if stream else policy.connections
         self._keep_alive = policy.keep_alive
+        self._uds = policy.uds
         self._tls = tls
         self._closed = False
         self._idle: list[Connection] = []
@@ -142,7 +145,8 @@ class _Pool:
             if not connecting.done():
                 raise httpx.ConnectTimeout("no connection in time")
             if (error := connecting.result()) is not None:
-                raise httpx.ConnectError(f"no connection: {_reason(error)}") from error
+                to = f" to {self._uds}" if self._uds else ""
+                raise httpx.ConnectError(f"no connection{to}: {_reason(error)}") from error
             if not connection.open or self._closed:
                 raise httpx.ConnectError("the connection was closed at once")
         except BaseException:
@@ -156,6 +160,9 @@ class _Pool:
 
     async def _connect(self, connection: Connection) -> Exception | None:
         try:
+            if self._uds:
+                await self.loop.create_unix_connection(lambda: connection, self._uds)
+                return None
             await self.loop.create_connection(
                 lambda: connection,
                 self._origin.host,

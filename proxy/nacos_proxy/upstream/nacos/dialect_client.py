@@ -6,13 +6,14 @@ v1, v2     | the list; under protection also the list of healthy instances; if a
            | request for the threshold
 v3         | the admin page of services with similar names; if these are too many, the admin list of each
            | cluster; without admin rights the client list of the clusters seen so far
+proxy      | the whole snapshot, from the upper proxy's own API
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -47,6 +48,7 @@ from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos import v1, v2, v3
 from nacos_proxy.wire.nacos.base import Dialect
 from nacos_proxy.wire.nacos.hosts import Hosts, Listing
+from nacos_proxy.wire.rest import tiers
 
 R = TypeVar("R")
 
@@ -62,9 +64,14 @@ MANY_SIMILAR_NAMES = 50  # a page of more services costs more than the lists of 
 
 
 class Client(Protocol):
-    """One server for one credential. `ask` sends a request, `send` a call in any dialect that the server offers."""
+    """One server for one credential. `ask` sends a request, `send` a call in any dialect that the server offers.
+
+    `ask_proxy` sends an idempotent request to an upper proxy's own API; the reply has the `wanted` headers.
+    """
 
     async def ask(self, request: HttpRequest, *, idempotent: bool = True) -> HttpReply: ...
+
+    async def ask_proxy(self, request: HttpRequest, wanted: Container[str]) -> HttpReply: ...
 
     async def send(self, call: Call[R]) -> R: ...
 
@@ -218,6 +225,15 @@ class ListDialectClient(DialectClient):
         return self.listed(snapshot if millis is None else replace(snapshot, cache_millis=millis), protected=protected)
 
 
+class ProxyDialectClient(ListDialectClient):
+    """v1 of an upper proxy. Lists are from its own API, which shows all that it knows, and how old that is."""
+
+    async def _fetch(self, client: Client, key: ServiceKey) -> Snapshot:
+        reply = await client.ask_proxy(tiers.write_fetch(key), tiers.READ_HEADERS)
+        listed = self.cache.parse(key, "whole", reply, lambda reply: tiers.read_list(key, reply))
+        return listed.value.heard(tiers.read_reply_via(reply))
+
+
 class V3DialectClient(DialectClient):
     """v3: the client API lists some clusters, the admin API all of them; only the admin API changes instances."""
 
@@ -349,10 +365,11 @@ def _read_page(key: ServiceKey, page: DetailPage) -> tuple[int, Snapshot | None]
     return page.count, v3.find(key, page) or (Snapshot(key) if complete else None)
 
 
-def dialect_clients(cache: ResponseCache, clock: Clock) -> dict[str, DialectClient]:
-    """The client of each dialect, by its name."""
+def dialect_clients(cache: ResponseCache, clock: Clock, *, of_proxy: bool = False) -> dict[str, DialectClient]:
+    """The client of each dialect, by its name. `of_proxy`: the servers are upper proxies."""
+    first = ProxyDialectClient if of_proxy else ListDialectClient
     return {
-        "v1": ListDialectClient(v1.V1, cache, clock, v1.write_list, v1.read_list),
+        "v1": first(v1.V1, cache, clock, v1.write_list, v1.read_list),
         "v2": ListDialectClient(v2.V2, cache, clock, v2.write_list, v2.read_list),
         "v3": V3DialectClient(v3.V3, cache, clock),
     }

@@ -1,7 +1,7 @@
 """Forwards a request to a server, streamed both ways, and only below the context path.
 
 The client's end-to-end headers are sent unchanged, without this proxy's token or identity, but with the id of the
-request (`request_context`).
+request and the proxies on its way (`request_context`), and with the API token of an upper proxy.
 
 A path is refused if any reading of it, decoded once or more often, with or without `;parameters`, could leave the
 context path: dot segments, empty segments (`//host`), backslashes, encoded slashes, control characters (RFC 3986
@@ -212,6 +212,8 @@ async def forward_request(
     headers = [field for field in end_to_end(request.headers) if field[0].lower() != b"content-length"]
     if length:
         headers.append((b"content-length", b"%d" % length))
+    if not any(name.lower() == b"authorization" for name, _ in headers):
+        headers += [(name.encode(), value.encode()) for name, value in http.api_token_headers]
     upload = Upload(request.body, length) if length != 0 else None
     failed: UpstreamError = Unreachable("no server is known", arrived=False)
     for server in candidates:

@@ -26,7 +26,17 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +48,7 @@ import httpx
 from cachetools import LRUCache
 
 from nacos_proxy.model.calls import (
+    Alive,
     BatchMetadata,
     Beat,
     Call,
@@ -69,7 +80,7 @@ from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
 from nacos_proxy.upstream.grpc.session import Target
 from nacos_proxy.upstream.http.exchange import Headers, HttpClient, HttpPolicy, TlsPolicy, tls_context
-from nacos_proxy.upstream.http.transport import FastTransport
+from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 from nacos_proxy.upstream.nacos.capabilities import ORDER, DialectName
 from nacos_proxy.upstream.nacos.dialect_client import NOT_IDEMPOTENT, DialectClient, dialect_clients
 from nacos_proxy.upstream.nacos.forwarding import ForwardedRequest, ForwardedResponse, data_id, forward_request
@@ -91,7 +102,8 @@ CACHE_MILLIS = 3000  # `defaultCacheMillis` of 1.x
 
 @dataclass(frozen=True, slots=True)
 class NacosPolicy:
-    """`dialect`: the only dialect to use, or `auto`.
+    """`dialect`: the only dialect to use, or `auto`. `of_proxy`: the servers are upper proxies, which speak all.
+    `uds`: the Unix socket of the upper proxy, if it has one.
 
     `grpc_port`, if not 0, is the gRPC port of the first server; those of the others have the same distance to their
     HTTP port. Otherwise it is `GRPC_OFFSET`.
@@ -103,6 +115,8 @@ class NacosPolicy:
     login: LoginPolicy = field(default_factory=LoginPolicy)
     dialect: Literal["auto", "v1", "v2", "v3"] = "auto"
     grpc_port: int = 0
+    of_proxy: bool = False
+    uds: str = ""
 
 
 class NacosRegistry:
@@ -112,12 +126,15 @@ class NacosRegistry:
         """`transport` is for tests. Raises `ValueError` and `OSError` for an invalid policy."""
         tls = tls_context(policy.tls) if policy.tls is not None else None
         self._policy = policy
+        self.of_proxy = policy.of_proxy
         self.clock = clock
         self.servers = Servers(policy.servers)
         self.session = Session(policy.login, clock)
-        self.http = HttpClient(policy.http, transport or FastTransport(tls=tls))
-        self.dialect_order: tuple[DialectName, ...] = ORDER if policy.dialect == "auto" else (policy.dialect,)
+        self.http = HttpClient(policy.http, transport or FastTransport(TransportPolicy(uds=policy.uds), tls))
+        dialect = "auto" if policy.of_proxy else policy.dialect
+        self.dialect_order: tuple[DialectName, ...] = ORDER if dialect == "auto" else (dialect,)
         self.receiver: PushReceiver | None = None
+        self.probe: Call[Any] = Alive() if policy.of_proxy else Metrics()
         self.unreadable = 0
         self._unreadable_hosts: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._proxy_id = token_hex(8)
@@ -126,9 +143,10 @@ class NacosRegistry:
             self.servers,
             self.http,
             clock,
-            probe=lambda server: own_client.send_to(server, Metrics()),
+            probe=lambda server: own_client.send_to(server, self.probe),
             read_state=lambda server: ServerClient(own_client, server).send(ServerState()),
             receiver=lambda: self.receiver,
+            ask_versions=not policy.of_proxy,  # each of many lower proxies would ask the server behind
         )
 
     async def send(self, call: Call[R]) -> R:
@@ -179,6 +197,8 @@ class NacosRegistry:
 
     def grpc_targets(self, key: Hashable) -> Iterator[Target]:
         """The gRPC ports of all servers, in the order in which to try them. One key begins at the same server."""
+        if self._policy.uds:
+            return
         first = self.servers.candidates((key,), self.clock.now(), reading=True)
         for server in dict.fromkeys((*first, *self.servers.all)):
             address = urlsplit(server.origin)
@@ -239,7 +259,7 @@ class AuthenticatedClient:
         self.registry = registry
         self.credential = credential
         self.cache = ResponseCache()
-        self.dialect_clients = dialect_clients(self.cache, registry.clock)
+        self.dialect_clients = dialect_clients(self.cache, registry.clock, of_proxy=registry.of_proxy)
         self.add_clusters = self.cache.add_clusters
         self._push_key = token_hex(8)  # proxies spread over the servers
 
@@ -388,17 +408,28 @@ class ServerClient:
 
         `idempotent`: the request may be sent twice.
         """
-        http, credential = self.client.registry.http, self.client.credential
-        origin, context = self.server.origin, self.server.context
+        http, server = self.client.registry.http, self.server
+        return await self._with_token(
+            lambda headers: http.send(server.origin, server.context, request, headers, idempotent=idempotent)
+        )
+
+    async def ask_proxy(self, request: HttpRequest, wanted: Container[str]) -> HttpReply:
+        """As `ask`, for a request to an upper proxy's own API, which is outside the context path."""
+        http, origin = self.client.registry.http, self.server.origin
+        return await self._with_token(
+            lambda headers: http.send(origin, "", request, headers, idempotent=True, wanted=wanted)
+        )
+
+    async def _with_token(self, send: Callable[[Headers], Awaitable[HttpReply]]) -> HttpReply:
+        credential, session = self.client.credential, self.client.registry.session
         if credential is not None:
-            return await http.send(origin, context, request, credential.headers, idempotent=idempotent)
-        session = self.client.registry.session
+            return await send(credential.headers)
         token = await session.token(self.server.url, self.ask_without_token)
-        reply = await http.send(origin, context, request, self._own_headers(token), idempotent=idempotent)
+        reply = await send(self._own_headers(token))
         if reply.status in (401, 403) and session.enabled:
             renewed = await session.renew(token, self.server.url, self.ask_without_token)
             if renewed != token:
-                reply = await http.send(origin, context, request, self._own_headers(renewed), idempotent=idempotent)
+                reply = await send(self._own_headers(renewed))
         return reply
 
     def _own_headers(self, token: str) -> Headers:

@@ -22,7 +22,8 @@ SUBSCRIBE_AGAIN = 30.0  # seconds until a UDP subscription that failed is tried 
 class ServerMonitor:
     """`probe` sends a cheap call to a server and reports the outcome to this monitor. `read_state` reads its state.
 
-    `receiver` returns the receiver of UDP push, which subscribes to each server once its version is known.
+    `receiver` returns the receiver of UDP push, which subscribes to each server once its version is known. With
+    `ask_versions` False, no version is ever known.
     """
 
     def __init__(
@@ -33,6 +34,8 @@ class ServerMonitor:
         probe: Callable[[Server], Awaitable[object]],
         read_state: Callable[[Server], Awaitable[Mapping[str, str | None]]],
         receiver: Callable[[], PushReceiver | None],
+        *,
+        ask_versions: bool = True,
     ) -> None:
         self._servers = servers
         self._http = http
@@ -40,6 +43,7 @@ class ServerMonitor:
         self._send_probe = probe
         self._read_state = read_state
         self._receiver = receiver
+        self._ask_versions = ask_versions
         self._listed_at = float("-inf")
         self._list_task: asyncio.Task[None] | None = None
         self._subscribing: set[str] = set()
@@ -129,7 +133,7 @@ class ServerMonitor:
         now = self._clock.now()
         server.count(outcome)
         self._servers.succeeded(server, now, seconds)
-        if server.capabilities.version_asked_at == float("-inf"):
+        if self._ask_versions and server.capabilities.version_asked_at == float("-inf"):
             server.capabilities.version_asked_at = now
             self._spawn(self._fetch_version(server), "version")
 

@@ -35,38 +35,50 @@ def encode_retry(millis: int) -> bytes:
 
 
 def decode(chunks: Iterable[bytes]) -> Iterator[Event]:
-    """The events of a stream, from its bytes in any pieces, with LF or CRLF as line ends.
+    """The events of a stream, from its bytes in any pieces. As `Decoder`."""
+    decoder = Decoder()
+    for chunk in chunks:
+        yield from decoder.feed(chunk)
+
+
+class Decoder:
+    """Reads a stream, with LF or CRLF as line ends.
 
     A block without data is no event, but if it sets `retry`, it is yielded with an empty `data`.
     """
-    id = kind = ""
-    data: list[str] = []
-    retry: int | None = None
-    for line in _lines(chunks):
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []  # of an incomplete line
+        self._id = self._kind = ""
+        self._data: list[str] = []
+        self._retry: int | None = None
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """The events that are complete with this chunk. Take all of them before the next chunk."""
+        first, *others = chunk.split(b"\n")
+        self._pieces.append(first)
+        if not others:
+            return
+        *lines, rest = (b"".join(self._pieces), *others)
+        self._pieces = [rest]
+        for line in lines:
+            if (event := self._take(line.removesuffix(b"\r").decode("utf-8", "replace"))) is not None:
+                yield event
+
+    def _take(self, line: str) -> Event | None:
         if not line:
-            if data or retry is not None:
-                yield Event(id, kind or "message", "\n".join(data), retry)
-            kind, data, retry = "", [], None
-            continue
+            found = bool(self._data) or self._retry is not None
+            event = Event(self._id, self._kind or "message", "\n".join(self._data), self._retry) if found else None
+            self._kind, self._data, self._retry = "", [], None
+            return event
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data":
-            data.append(value)
+            self._data.append(value)
         elif name == "event":
-            kind = value
+            self._kind = value
         elif name == "id" and "\0" not in value:
-            id = value
+            self._id = value
         elif name == "retry" and value.isascii() and value.isdecimal():
-            retry = int(value)
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The complete lines, without their ends."""
-    pieces: list[bytes] = []
-    for chunk in chunks:
-        first, *others = chunk.split(b"\n")
-        pieces.append(first)
-        if others:
-            *lines, rest = (b"".join(pieces), *others)
-            pieces = [rest]
-            yield from (line.removesuffix(b"\r").decode("utf-8", "replace") for line in lines)
+            self._retry = int(value)
+        return None

@@ -248,6 +248,7 @@ async def test_forward_request_sends_the_clients_headers_and_none_of_ours() -> N
         b"user-agent: nacos-java-client:v1.4.6",
         b"x-a: 1",
         b"x-a: 2",
+        b"x-nacos-proxy-hops: " + through.http.hop.encode(),
     ]
     assert answered == [(b"Content-Length", b"0"), (b"X-B", b"2"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")]
 

@@ -1,0 +1,158 @@
+"""What lower proxies ask this one for: whole snapshots, one at a time, or as they change (`wire.rest.tiers`).
+
+A lower proxy names all services that it watches, with the revision that it has of each. It gets the snapshots of those
+that have another one now, then each change. So it misses nothing, also after an outage or a restart, and a restart of
+this proxy does not send everything to everyone. Each heartbeat says how old the lists are at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Depends, Query
+from starlette.responses import Response
+from starlette.types import Scope
+
+from nacos_proxy.catalog.freshness import via_of
+from nacos_proxy.catalog.hub import Filter
+from nacos_proxy.frontends.answers import client_of, header
+from nacos_proxy.frontends.events.streams import WHOLE as WHOLE_VIEW
+from nacos_proxy.frontends.events.streams import EventsApi, Stream, no_wake_up
+from nacos_proxy.frontends.rest import examples, models
+from nacos_proxy.frontends.rest.examples import BODY_ERRORS, FRESHNESS, READ_ERRORS
+from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, ServiceName, documented, provided
+from nacos_proxy.frontends.rest.services import Api
+from nacos_proxy.model.services import ServiceKey, Snapshot, Via
+from nacos_proxy.wire.http import Channel
+from nacos_proxy.wire.rest.problem import plain_problem
+from nacos_proxy.wire.rest.query import ServiceQuery
+from nacos_proxy.wire.rest.sse import HEARTBEAT, encode, encode_retry
+from nacos_proxy.wire.rest.tiers import (
+    BEGIN,
+    CURRENT,
+    EVENTS,
+    SNAPSHOT,
+    WHOLE,
+    Begin,
+    FollowBody,
+    services_in,
+    via_json,
+    whole_json,
+    write_begin,
+    write_current,
+)
+
+
+class FollowStream(Stream):
+    """The stream of one lower proxy. `revisions`: those that it has."""
+
+    __slots__ = ("_revisions", "_unsent")
+
+    def __init__(
+        self, api: EventsApi, scope: Scope, revisions: Mapping[ServiceKey, str], after: str, client: str
+    ) -> None:
+        super().__init__(api, scope, Filter(frozenset(revisions)), WHOLE_VIEW, after, client)
+        self._revisions: Mapping[ServiceKey, str] = revisions
+        self._unsent: set[ServiceKey] = set()  # services of which nothing was known when the stream began
+
+    async def _begin(self) -> Callable[[Channel], Iterator[bytes]]:
+        agent = self._api.agent
+        self._mailbox, changed = await agent.watch_from(self._revisions, no_wake_up, self._after, self._client or "")
+        cache, last, begin = agent.catalog.cache, agent.catalog.hub.last_id, self._state(self._mailbox.reset)
+        entries = ((key, cache.get(key)) for key in self._revisions)
+        self._unsent = {key for key, entry in entries if entry is None or entry.visible is None}
+        self._revisions = {}
+        return lambda channel: self._first_events(channel.frame, begin, changed, last)
+
+    def _state(self, reset: bool) -> bytes:
+        return encode(BEGIN, write_begin(Begin(reset, self._api.agent.catalog.breaker.outage)))
+
+    def _first_events(
+        self, frame: Callable[[bytes], bytes], begin: bytes, changed: list[Snapshot], last: str
+    ) -> Iterator[bytes]:
+        yield frame(encode_retry(self._api.policy.retry) + begin)
+        for snapshot in changed:
+            yield frame(self._snapshot(snapshot))
+        yield frame(self._current(last))
+
+    def _snapshot(self, snapshot: Snapshot) -> bytes:
+        agent = self._api.agent
+        via = via_of(agent.catalog.cache.lookup(snapshot.key, agent.clock.now()))
+        return encode(SNAPSHOT, orjson.dumps({**whole_json(snapshot), **via_json(via)}))
+
+    def _current(self, id: str) -> bytes:
+        """That all lists were sent, and how old they are at most. During an outage nothing is confirmed."""
+        catalog, now = self._api.agent.catalog, self._api.agent.clock.now()
+        oldest, unconfirmed = catalog.cache.confirmations(self.interest.keys, now)
+        known = oldest is not None and not catalog.breaker.outage
+        via: Via | None = via_of(oldest) if known and oldest is not None else None
+        return encode(CURRENT, write_current(via, unconfirmed if via is not None else ()), id)
+
+    def beat(self) -> None:
+        """Sends what became known without a change, and how old all lists are; nothing to a slow reader."""
+        channel, mailbox = self._channel, self._mailbox
+        if channel is None or mailbox is None or mailbox.sink is None:
+            return
+        catalog = self._api.agent.catalog
+        data = b""
+        for key in sorted(self._unsent):
+            entry = catalog.cache.get(key)
+            if entry is not None and entry.visible is not None:
+                self._unsent.discard(key)
+                data += self._snapshot(entry.visible)
+        data += HEARTBEAT if catalog.breaker.outage else self._current(catalog.hub.last_id)
+        if not channel.write(channel.frame(data)):
+            mailbox.detach()
+
+
+router = APIRouter(route_class=ApiRoute, tags=["tiers"], default_response_class=Response)
+_EXAMPLE = (
+    'retry: 2000\n\nevent: begin\ndata: {"reset":false,"outage":""}\n\n'
+    'event: snapshot\ndata: {"name":"DEFAULT_GROUP@@orders",…,"age":1.5,"stale":false,"cacheStatus":"…"}\n\n'
+    'id: 1f0c9ab2-17\nevent: current\ndata: {"confirmed":{"age":12.1,…},"unconfirmed":{}}\n\n'
+)
+
+
+@router.get(
+    WHOLE,
+    summary="A service as a lower proxy needs it",
+    description="All that this proxy knows: every instance with its true health, disabled ones if the upstream shows "
+    "them, and the protection threshold. Clients use `/api/v1/services/{service}`." + FRESHNESS,
+    responses=examples.of_a_read(whole_json(examples.AFTER), models.Whole),
+)
+async def whole(
+    request: ApiRequest, service: ServiceName, query: Annotated[ServiceQuery, Query()], api: Api
+) -> Response:
+    key = query.service_key(service, request.rules)
+    return await api.reads.answer(request, key, "whole", (), lambda found, _: whole_json(found))
+
+
+@router.post(
+    EVENTS,
+    summary="Server-Sent Events for a lower proxy",
+    description="For a proxy whose upstream is this one; other readers use GET. The body names the services, with the "
+    "revision that the reader has of each. First `begin`, then a `snapshot` of each service that has another revision "
+    "now, then `current`: all were sent. Then a `change` for each change, `upstream` as with GET, and with each "
+    "heartbeat `current`, which says how old the lists are at most.",
+    responses=documented(
+        _EXAMPLE,
+        None,
+        *READ_ERRORS,
+        *BODY_ERRORS,
+        examples.TOO_MANY,
+        description="The stream",
+        media="text/event-stream",
+    ),
+)
+async def follow(
+    request: ApiRequest, body: FollowBody, api: Annotated[EventsApi, Depends(provided(EventsApi))]
+) -> Reply:
+    path = request.scope["path"]
+    if api.closed:
+        return Reply(plain_problem(503, "the proxy is stopping", path, (("retry-after", "2"),)))
+    revisions, client = services_in(body.services), client_of(request.scope)
+    after = header(request.scope, b"last-event-id").decode("latin-1")
+    api.quota.take(client, revisions.keys())
+    return Reply(FollowStream(api, request.scope, revisions, after[:100], client))

@@ -1,0 +1,356 @@
+"""Follows the event stream of an upper proxy: one connection for all services that are watched.
+
+    the watched services change | a new stream names all of them; the old one goes on until the new one answers
+    the stream is lost          | the next one begins after the time that the upper proxy gave, with a random part
+    it cannot be opened         | the next upper proxy is tried, after a pause that grows
+    it is silent                | it counts as lost after `silence` seconds; the upper proxy sends heartbeats
+
+Each stream names the revisions that were received before, so the upper proxy sends what changed meanwhile and no more.
+The last event id tells whether the upper proxy still is the same run: if not, it may have lost its data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import httpx
+
+from nacos_proxy.model.backoff import Backoff
+from nacos_proxy.model.errors import Garbled, Malformed, Reason, Refused, UpstreamError, is_denied
+from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.runtime import Clock, Supervisor, stop
+from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
+from nacos_proxy.upstream.http.exchange import HttpClient
+from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
+from nacos_proxy.wire.rest.sse import Decoder, Event
+from nacos_proxy.wire.rest.tiers import (
+    BEGIN,
+    CHANGE,
+    CURRENT,
+    EVENTS,
+    NO_PROXY,
+    SNAPSHOT,
+    UPSTREAM,
+    read_begin,
+    read_current,
+    read_data,
+    read_whole,
+    write_follow,
+)
+
+log = logging.getLogger("nacos_proxy.push")
+
+BACKOFF = Backoff(initial=1.0, maximum=30.0, jitter=0.5)  # of attempts to open a stream
+AT_ONCE = 500  # lists that are confirmed in one turn of the loop
+GATHER, GATHER_EACH = 0.1, 0.0002  # seconds for which changes of the watched services are gathered, and more for each
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyEventsPolicy:
+    """`origins`: scheme, host and port of each upper proxy.
+
+    A stream without a byte for `silence` seconds is lost. After a loss, `alive` stays true for `grace` seconds, so that
+    a restart of the upper proxy does not make all lower ones poll it. `retry`: seconds before a reconnect, if the upper
+    proxy gives no other time.
+    """
+
+    origins: tuple[str, ...]
+    silence: float = 40.0
+    grace: float = 15.0
+    retry: float = 2.0
+
+
+class Headers(Protocol):
+    """The headers of an account. `AuthenticatedClient.grpc_headers` is one."""
+
+    def __call__(self, refused: Mapping[str, str] | None = None) -> Awaitable[Mapping[str, str]]:
+        """`refused`: those that the upper proxy has just refused. Raises `UpstreamError`."""
+        ...
+
+
+async def no_headers(refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    return {}
+
+
+class ProxyEvents:
+    """Implements `Watchable`. It connects when the first service is watched; `close` ends it.
+
+    `unavailable`: why there is no stream; '' if there is one, or none was tried yet. `resumed`, `resets`: streams that
+    followed another one of the same run of the upper proxy, and of an earlier run. `reconnects`: both, after a loss.
+    `on_lost`: called when the upper proxy may have lost its data.
+    """
+
+    def __init__(
+        self,
+        policy: ProxyEventsPolicy,
+        http: HttpClient,
+        clock: Clock,
+        rng: Callable[[], float],
+        supervisor: Supervisor | None = None,
+        headers: Headers = no_headers,
+    ) -> None:
+        self.unavailable = ""
+        self.was_alive = False
+        self.resumed = self.resets = self.reconnects = 0
+        self.on_lost: list[Callable[[], None]] = []
+        self._policy = policy
+        self._http = http
+        self._clock = clock
+        self._rng = rng
+        self._supervisor = supervisor or Supervisor(clock)
+        self._account = headers
+        self._turn = int(rng() * len(policy.origins))
+        self._watched: frozenset[ServiceKey] = frozenset()
+        self._followed: frozenset[ServiceKey] = frozenset()  # by the current stream
+        self._held: dict[ServiceKey, tuple[str, Snapshot]] = {}  # as last received, and the upper proxy's revision
+        self._last_id = ""
+        self._retry = policy.retry
+        self._retry_at = 0.0
+        self._failures = 0
+        self._lost_at: float | None = None
+        self._doubt: str | None = None
+        self._news: dict[ServiceKey | type[Report], Report] = {}
+        self._wake = asyncio.Event()  # for `changes`
+        self._needed = asyncio.Event()  # for `_run`: another stream may be needed
+        self._running: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._closed = False
+        self._takers: dict[str, Callable[[Any], None]] = {
+            BEGIN: self._take_begin,
+            SNAPSHOT: self._take_list,
+            CHANGE: self._take_list,
+            CURRENT: self._take_current,
+            UPSTREAM: self._take_upstream,
+        }
+
+    @property
+    def open(self) -> bool:
+        """Whether a stream is being read."""
+        return self._reading is not None and not self._reading.done()
+
+    @property
+    def alive(self) -> bool:
+        if not self.was_alive or self._closed:
+            return False
+        return self._lost_at is None or self._clock.now() < self._lost_at + self._policy.grace
+
+    @property
+    def origin(self) -> str:
+        """The upper proxy whose turn it is."""
+        return self._policy.origins[self._turn % len(self._policy.origins)]
+
+    def covers(self, key: ServiceKey) -> bool:
+        return key in self._followed and key in self._held
+
+    def status(self) -> dict[str, Any]:
+        """The stream and its history, ready for JSON."""
+        return {
+            "kind": "proxy",
+            "servers": [self.origin] if self.open else [],
+            "subscriptions": sum(map(self.covers, self._watched)),
+            "resumed": self.resumed,
+            "resets": self.resets,
+            "reconnects": self.reconnects,
+        }
+
+    def watch(self, services: Collection[ServiceKey]) -> None:
+        watched = frozenset(services)
+        if watched == self._watched or self._closed:
+            return
+        for key in self._watched - watched:
+            self._held.pop(key, None)
+            self._news.pop(key, None)
+        self._watched = watched
+        if self._running is None:
+            self._running = self._supervisor.keep(self._run, name="upper proxy")
+        if not watched <= self._followed:  # services that nobody watches any more can wait for the next heartbeat
+            self._needed.set()
+
+    async def changes(self) -> AsyncIterator[Report]:
+        while not self._closed:
+            if not self._news:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            report = self._news.pop(next(iter(self._news)))
+            for part in _parts(report):
+                yield part
+                await asyncio.sleep(0)  # others must run during a burst
+
+    def _report(self, about: ServiceKey | type[Report], report: Report) -> None:
+        """Only the last report about something is kept until `changes` yields it, after the earlier ones."""
+        self._news.pop(about, None)
+        self._news[about] = report
+        self._wake.set()
+
+    async def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+        await stop(self._running)
+        await stop(self._reading)
+
+    async def _run(self) -> None:
+        while True:
+            await self._needed.wait()
+            self._needed.clear()
+            now = self._clock.now()
+            await self._clock.sleep_until(max(self._retry_at, now + GATHER + GATHER_EACH * len(self._watched)))
+            watched = self._watched
+            if self.open and watched == self._followed:
+                continue
+            if not watched:
+                await stop(self._reading)
+                self._followed = watched
+                continue
+            try:
+                response = await self._open(watched)
+            except UpstreamError as error:
+                self._not_opened(error)
+                continue
+            await stop(self._reading)
+            self._followed = watched
+            self._reading = self._supervisor.once(self._read(response), name="upper proxy")
+
+    async def _open(self, services: frozenset[ServiceKey]) -> httpx.Response:
+        """The response whose body is the stream. Raises `UpstreamError`."""
+        headers = await self._account()
+        try:
+            return await self._post(services, headers)
+        except Refused as error:
+            if not is_denied(error):
+                raise
+            renewed = await self._account(headers)
+            if renewed == headers:
+                raise
+            return await self._post(services, renewed)
+
+    async def _post(self, services: frozenset[ServiceKey], account: Mapping[str, str]) -> httpx.Response:
+        http, origin = self._http, self.origin
+        held = self._held
+        body = write_follow({key: held[key][0] if key in held else "" for key in services})
+        headers = {
+            "User-Agent": http.policy.agent,
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            **dict(http.api_token_headers),
+            **account,
+            **({"Last-Event-ID": self._last_id} if self._last_id else {}),
+        }
+        waits = {"connect": http.policy.timeouts.connect, "read": self._policy.silence, "write": self._policy.silence}
+        extensions = {**http.forwarding_extensions, "timeout": {**waits, "pool": waits["connect"]}, "idempotent": True}
+        request = httpx.Request("POST", origin + EVENTS, headers=headers, content=body, extensions=extensions)
+        try:
+            response = await http.exchange(request)
+            if response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream"):
+                return response
+            text = (await response.aread()).decode("utf-8", "replace")[:500]
+        except CAUGHT as error:
+            raise upstream_error(error, origin) from error
+        raise _refusal(origin, response.status_code, text)
+
+    def _not_opened(self, error: UpstreamError) -> None:
+        if not self.unavailable:
+            log.warning("no event stream of the upper proxy: %s; changes are found by polling", error)
+        self.unavailable = str(error)
+        self._failures += 1
+        self._turn += 1
+        self._retry_at = self._clock.now() + BACKOFF.delay(self._failures - 1, self._rng)
+        self._needed.set()
+
+    async def _read(self, response: httpx.Response) -> None:
+        """Reads a stream to its end. That a new one takes its place cancels it, and is no loss."""
+        decoder, origin, error = Decoder(), self.origin, "the stream ended"
+        try:
+            async for chunk in response.aiter_raw():
+                for event in decoder.feed(chunk):
+                    self._take(event)
+        except CAUGHT as failure:
+            error = str(upstream_error(failure, origin))
+        except Malformed as failure:
+            error = str(Garbled(f"{origin}: {failure}", answered=True))
+        finally:
+            await response.aclose()
+        self._lost(error)
+
+    def _take(self, event: Event) -> None:
+        """Raises `Malformed`."""
+        if event.retry is not None:
+            self._retry = event.retry / 1000
+        if ".part-" not in event.id:  # such an event is not one to resume after
+            self._last_id = event.id or self._last_id
+        if not event.data:
+            return
+        if (take := self._takers.get(event.kind)) is not None:  # else it is of a later version
+            take(read_data(event.data))
+
+    def _take_begin(self, data: Any) -> None:
+        begin = read_begin(data)
+        if self._lost_at is not None:
+            self.reconnects += 1
+        if self._last_id:
+            self.resumed += not begin.reset
+            self.resets += begin.reset
+        if begin.reset:
+            log.warning("the upper proxy %s is another run than before", self.origin)
+            for listener in self.on_lost:
+                self._supervisor.call("upper proxy", listener)
+        self._doubted(begin.outage)
+
+    def _take_list(self, data: Any) -> None:
+        snapshot, revision = read_whole(data)
+        if (key := snapshot.key) in self._watched:
+            self._held[key] = revision, snapshot
+            self._report(key, Changed(key, snapshot, whole=True))
+
+    def _take_upstream(self, data: Any) -> None:
+        down = isinstance(data, dict) and data.get("state") == "down"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        self._doubted(str(data.get("reason") or "it does not say why") if down else "")  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+
+    def _doubted(self, reason: str) -> None:
+        if reason != self._doubt:
+            self._doubt = reason
+            self._report(Doubted, Doubted(reason))
+
+    def _take_current(self, data: Any) -> None:
+        via, unconfirmed = read_current(data)
+        if self._lost_at is not None or not self.was_alive:
+            log.info("following the event stream of the upper proxy %s", self.origin)
+        self._lost_at, self.was_alive, self.unavailable, self._failures = None, True, "", 0
+        self._retry = self._policy.retry
+        if via is not None:
+            held = {key: list for key, (_, list) in self._held.items() if key not in unconfirmed}
+            self._report(Confirmed, Confirmed(held, via))
+        if self._watched != self._followed:
+            self._needed.set()
+
+    def _lost(self, error: str) -> None:
+        log.warning("the event stream of the upper proxy %s is lost: %s", self.origin, error)
+        self._lost_at = now = self._clock.now()
+        self._retry_at = now + self._retry * (0.5 + self._rng())
+        self._turn += 1
+        self._needed.set()
+
+
+def _parts(report: Report) -> Iterator[Report]:
+    """A report in parts that do not block the loop for long."""
+    if not isinstance(report, Confirmed) or len(report.lists) <= AT_ONCE:
+        yield report
+        return
+    lists = iter(report.lists.items())
+    while part := dict(islice(lists, AT_ONCE)):
+        yield Confirmed(part, report.via)
+
+
+def _refusal(origin: str, status: int, text: str) -> UpstreamError:
+    if status in (404, 405, 501):
+        return Refused(Reason.OTHER, f"{origin}: {NO_PROXY.format(status)}", status=status)
+    if status == 200:
+        return Garbled(f"{origin}: the answer to a request for events is no event stream", answered=True)
+    reason = Reason.NO_RIGHT if status in (401, 403) else Reason.OTHER
+    return Refused(reason, f"{origin}: status {status}: {text}", status=status)
