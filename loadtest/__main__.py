@@ -11,7 +11,7 @@ from loadtest import page, report
 from loadtest.contenders import Missing
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale", "restart", "sizing", "grpc", "dns")
+QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale", "restart", "tiers", "sizing", "grpc", "dns")
 
 
 def say(text: str) -> None:

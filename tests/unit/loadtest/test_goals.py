@@ -73,7 +73,7 @@ def writes(kind: str, connections: str, server: float, nginx: float, ours: float
         ("tiers: requests", 1.05),
         ("tiers: a change", 800.0),
         ("tiers: hosts with", 0.0),
-        ("tiers: reconnects", 12.0),
+        ("tiers: attempts", 12.0),
         ("last of 10,000", 0.75),
         ("memory per idle SSE reader", 5.0),
         ("from a write through the proxy", 4.0),
@@ -89,7 +89,7 @@ def writes(kind: str, connections: str, server: float, nginx: float, ours: float
 )
 def test_goal_find_reads_the_results_of_its_question(what: str, found: float) -> None:
     own = ("nacos-proxy, one hot service", {"rate": 100.0})
-    killed = {"wrong": 0, "most_in_100_ms_percent": 12}
+    killed = {"wrong": 0, "attempts_in_100_ms_percent": 12}
     taken = results(
         HOT,
         *(as_sdk(sdk, 1.9 if sdk == "Go SDK polls" else 1.5) for sdk in SDKS),
