@@ -149,7 +149,10 @@ def page(results: Sequence[Result]) -> str:
 def _causes(missed: Sequence[goals.Goal]) -> str:
     if not missed:
         return ""
-    lines = [f"- **{goal.what}**: {CAUSES.get(goal.what, 'not known yet.')}" for goal in missed]
+    by_cause: dict[str, list[str]] = {}
+    for goal in missed:
+        by_cause.setdefault(CAUSES.get(goal.what, "not known yet."), []).append(goal.what)
+    lines = [f"- **{'; '.join(names)}**: {cause}" for cause, names in by_cause.items()]
     return "\n## Why some goals were not reached\n\n" + "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,7 @@ from tests.faults.load import Load
 
 MEMORY = (0.05, 6.0)  # the share and the MiB by which memory may differ; the larger one counts
 FILES = 8  # connections that happen to be open
+FULL = "2000"  # services: the cache is full after a minute, and memory constant from then on
 LOOKS = 120
 ROUND = 60.0  # seconds: a kill, an upstream that is away, and the time in which all agree again
 KILL_AT, BACK_AT, SETTLE_AT = 10.0, 16.0, 40.0  # in each round
@@ -187,7 +188,7 @@ def run(minutes: float, upstream: str | None, say: Callable[[str], None]) -> tup
     """Prints the calls made, what they cost and what was wrong. The series, and whether all was as it must be."""
     url, servers = _upstream(upstream, say)
     with contenders.running(*servers):
-        proxy = contenders.proxy(url)
+        proxy = contenders.proxy(url, "--cache-max-services", FULL)
         with contenders.running(proxy):
             soak = Soak(proxy, url, next(iter(servers), None), say)
             looks = asyncio.run(soak.run(60 * minutes))
