@@ -16,7 +16,8 @@ Machine: {machine}.
 Absolute figures depend on the machine and on what else runs on it, so only ratios within one run count. All contenders
 run on loopback with one worker each, in alternating order, and ratios are computed round by round. A figure is the
 median of the rounds, with the minimum and the maximum in brackets. Times are in milliseconds. `memory` is a process's
-peak resident MiB since its start, `cpu_s_per_1000` the CPU seconds for 1,000 requests.
+peak resident MiB since its start, `cpu_s_per_1000` the CPU seconds for 1,000 requests. The load comes from wrk on the
+same two cores; `nginx return 200` shows how much of it there can be.
 
 """
 NOTES = """

@@ -48,7 +48,7 @@ def loads(many: int) -> list[Load]:
     """A client polls what it subscribes to, with its own UDP port; without a subscription it asks with port 0."""
     targets = [f"{LIST}loadtest-{n}" for n in range(many)]
     return [
-        Load("reads, as the Java SDK polls", _as_sdk(sdks.java_read, SDK_PORTS)),
+        Load("reads, as the Java SDK polls", _as_sdk(sdks.java_read, SDK_PORTS), field=(*ALL, nginx.CONSTANT)),
         Load("reads, as the Java SDK asks once", _as_sdk(sdks.java_read, [0])),
         Load("reads, as the Go SDK polls", _as_sdk(sdks.go_read, SDK_PORTS)),
         Load("reads, as the Node SDK polls", _as_sdk(sdks.node_read, SDK_PORTS)),
@@ -96,7 +96,7 @@ def _writer(contender: Contender, rate: int, stop: threading.Event) -> threading
 def _start(upstream: str, started: list[Contender], say: Callable[[str], None]) -> None:
     """The contenders in front of that server. The bare protocol writes what our proxy answers."""
     try:
-        started.append(nginx.cache(upstream))
+        started += [nginx.cache(upstream), nginx.constant()]
     except Missing as error:
         say(f"left out: {error}")
     ours = contenders.proxy(upstream)

@@ -34,6 +34,7 @@ FILES = 8  # connections that happen to be open
 FULL = "2000"  # services: the cache is full after a minute, and memory constant from then on
 LOOKS = 120
 ROUND = 60.0  # seconds: a kill, an upstream that is away, and the time in which all agree again
+NAMES = 4  # used again, so that what the rounds leave behind does not grow
 KILL_AT, BACK_AT, SETTLE_AT = 10.0, 16.0, 40.0  # in each round
 SETTLE = 90.0  # seconds: longer than an instance without beats stays listed
 
@@ -134,7 +135,7 @@ class Soak:
             begun = number * ROUND
             await self._until(begun)
             try:
-                async with Load(self.clients.url, f"invariants-{number}", pause=0.2) as load:
+                async with Load(self.clients.url, f"invariants-{number % NAMES}", pause=0.2) as load:
                     await self._until(begun + KILL_AT)
                     await self._outage(begun + BACK_AT)
                     await self._until(begun + SETTLE_AT)
