@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import time
@@ -80,8 +81,10 @@ class Hosts:
             for host in self.all:
                 host.events.watch(self._services)
             await asyncio.wait_for(self._covered(), 120)
+            gc.freeze()  # to look through the lists of a thousand hosts would stop all of them for half a second
             yield
         finally:
+            gc.unfreeze()
             for host in self.all:
                 await host.events.close()
             for task in tasks:

@@ -50,7 +50,7 @@ class Tiers:
         return Hosts([site.url for site in self._sites], number, SERVICES)
 
     async def rate(self, number: int, settle: float, seconds: float) -> dict[str, float]:
-        """What reaches the server while nothing changes."""
+        """What reaches the server while nothing changes. `seconds`: a multiple of the 30 s between polls of a list."""
         async with self.hosts(number).following():
             await asyncio.sleep(settle)
             before, begun = self._relay.requests, time.perf_counter()
@@ -106,7 +106,7 @@ class Tiers:
 
 
 async def _all(quick: bool, server: str, say: Callable[[str], None]) -> list[tuple[Series, str, str]]:
-    sizes, settle, seconds, times = ((10, 50), 1.0, 5.0, 3) if quick else ((10, 100, 1000), 12.0, 45.0, 30)
+    sizes, settle, seconds, times = ((10, 50), 1.0, 5.0, 3) if quick else ((10, 100, 1000), 12.0, 60.0, 30)
     rates = Series("tiers, requests to Nacos by hosts")
     changes = Series("tiers, a change to the last of the hosts")
     killed = Series("tiers, a site proxy killed and back")
