@@ -87,7 +87,7 @@ async def serving(clock: Clock | None = None, *, with_grpc: bool = False, **sett
     config = uvicorn_config(app, chosen)
     config.timeout_keep_alive = config.timeout_keep_alive if keep_alive is None else keep_alive
     async with (
-        running(config) as url,
+        running(config, chosen.port) as url,
         httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE, verify=False) as http,
     ):
         try:

@@ -6,7 +6,16 @@ import asyncio
 
 import pytest
 
-from nacos_proxy.request_context import Answered, RequestContext, current_request, new_id, sane_id, work_for
+from nacos_proxy.request_context import (
+    Answered,
+    RequestContext,
+    current_request,
+    hops_of,
+    loop_in,
+    new_id,
+    sane_id,
+    work_for,
+)
 from nacos_proxy.runtime import Supervisor, SystemClock, outlive, spawn
 from tests.helpers.clock import settle
 
@@ -61,3 +70,20 @@ def test_request_context_without_a_trace_gives_its_calls_the_id_alone() -> None:
         assert (call.headers, call.status) == ((("X-Request-Id", "it-1"),), 0)
     request.ended(Answered("GET", "/", "", "", 200, 0.0, 0, "", "it-1"))
     assert request.log_fields == {"requestId": "it-1"}
+
+
+def test_hops_of_are_the_proxies_that_a_request_has_passed() -> None:
+    assert hops_of(b"a1, b2 ,c3") == ("a1", "b2", "c3")
+
+
+@pytest.mark.parametrize("given", [b"", b"a,", b"a b", b"x" * 65, b",".join([b"a"] * 17), "ä".encode()])
+def test_hops_of_ignores_what_no_proxy_sends(given: bytes) -> None:
+    assert hops_of(given) == ()
+
+
+@pytest.mark.parametrize(
+    ("hops", "why"),
+    [(["a"], ""), (["a", "b", "c"], ""), (["a", "me"], "leads back"), (list("abcd"), "passed 4 proxies")],
+)
+def test_loop_in_refuses_four_proxies_and_the_same_one_twice(hops: list[str], why: str) -> None:
+    assert (why in loop_in(hops, "me"), bool(loop_in(hops, "me"))) == (True, bool(why))

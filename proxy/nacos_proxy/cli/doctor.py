@@ -28,16 +28,18 @@ from nacos_proxy.background.state_file import StateFile, StateLocked
 from nacos_proxy.cli.client_options import can_bind
 from nacos_proxy.cli.failures import ApiProblem, Unreached
 from nacos_proxy.cli.rest_client import RestClient
-from nacos_proxy.model.calls import ListServices, ServerState
-from nacos_proxy.model.errors import ProxyError, Reason, Refused, UpstreamError
+from nacos_proxy.model.calls import Fetch, ListServices, ServerState
+from nacos_proxy.model.errors import Malformed, ProxyError, Reason, Refused, UpstreamError
 from nacos_proxy.model.masking import shown_url
 from nacos_proxy.model.printable import printable
+from nacos_proxy.model.services import DEFAULT_GROUP, DEFAULT_NAMESPACE, ServiceKey
 from nacos_proxy.runtime import Clock, SystemClock
 from nacos_proxy.upstream.grpc.connection import GrpcConnection
 from nacos_proxy.upstream.grpc.push import Account, open_session
 from nacos_proxy.upstream.grpc.session import Session, SessionPolicy, Target
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
 from nacos_proxy.wire.nacos.grpc.payload import GRPC_OFFSET
+from nacos_proxy.wire.nacos.shapes import read_json
 from nacos_proxy.wire.service_files import BadFile
 
 CLOCK_TOLERANCE = 5.0  # seconds
@@ -110,16 +112,43 @@ async def server_findings(url: str, policy: NacosPolicy, s: Settings, clock: Clo
         findings = [Finding("upstream", True, f"{url} answers in {statistics.median(times):.1f} ms")]
         login = await _login_finding(registry, url, s)
         dialects = ", ".join(registry.servers.all[0].capabilities.dialects) or "none"
-        findings += [Finding("version", True, f"{version or 'unknown'}, APIs: {dialects}"), login]
-        findings.append(await push_finding(registry.own_client, s.push, clock, version))
+        hint = "" if policy.of_proxy else await _proxy_hint(registry)
+        findings += [Finding("version", True, f"{version or 'unknown'}, APIs: {dialects}", hint), login]
+        if policy.of_proxy:
+            findings.append(await _upper_proxy_finding(registry))
+        else:
+            findings.append(await push_finding(registry.own_client, s.push, clock, version))
     except ProxyError as error:
-        todo = "check that Nacos is running there, that this is its HTTP port (8848), and that no firewall blocks it"
+        what = "the upper proxy is running there, that this is its HTTP port (8840)"
+        if not policy.of_proxy:
+            what = "Nacos is running there, that this is its HTTP port (8848)"
+        todo = f"check that {what}, and that no firewall blocks it"
         reason = str(error).removeprefix(f"{registry.servers.all[0].origin}: ")
         return [Finding("upstream", False, f"{url}: {reason}", todo)]
     finally:
         await registry.close()
-    findings.append(await asyncio.to_thread(clock_finding, url, clock.wall))
+    if not policy.uds:  # else it is this host
+        findings.append(await asyncio.to_thread(clock_finding, url, clock.wall))
     return findings
+
+
+async def _upper_proxy_finding(registry: NacosRegistry) -> Finding:
+    """Whether the upstream is a nacos-proxy that others can follow."""
+    try:
+        await registry.send(Fetch(ServiceKey(DEFAULT_NAMESPACE, DEFAULT_GROUP, "nacos-proxy-doctor")))
+    except ProxyError as error:
+        return Finding("proxy", False, str(error), "write the address of Nacos itself without 'proxy+'")
+    return Finding("proxy", True, "it is a nacos-proxy, whose event stream is followed")
+
+
+async def _proxy_hint(registry: NacosRegistry) -> str:
+    """What to do if the server is a nacos-proxy, although the setting does not say so."""
+    origin = registry.servers.all[0].origin
+    try:
+        answer = read_json((await registry.http.get(f"{origin}/healthz")).body)
+    except (ProxyError, Malformed):
+        return ""
+    return f"this is a nacos-proxy: write proxy+{origin} to follow its events" if answer == {"status": "ok"} else ""
 
 
 async def _login_finding(registry: NacosRegistry, url: str, s: Settings) -> Finding:

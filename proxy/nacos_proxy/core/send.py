@@ -79,7 +79,8 @@ class Sender:
                 "the upstream has %s", f"lost its own upstream: {reason}" if reason else "its own upstream back"
             )
             self.suspect()
-            catalog.hub.publish(Notice("down", reason) if reason else Notice("up", ""))
+            if catalog.breaker.up:
+                catalog.hub.publish(Notice("down", reason) if reason else Notice("up", ""))
         catalog.breaker.doubt, catalog.cache.doubted = reason, bool(reason)
 
     @property

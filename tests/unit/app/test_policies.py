@@ -28,6 +28,7 @@ from nacos_proxy.app.policies import (
 )
 from nacos_proxy.app.settings import Settings
 from nacos_proxy.catalog.pending_writes import PendingPolicy
+from nacos_proxy.model.calls import Alive, Metrics
 from nacos_proxy.model.services import ServiceKey
 
 CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
@@ -83,6 +84,11 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("namespace", "dev", lambda s: finder_policy(s).namespace, "dev"),
     ("dns_allow", "10.0.0.0/8", lambda s: [str(n) for n in dns_policy(s).allow or ()], ["10.0.0.0/8"]),
     ("insecure", "true", lambda s: dns_policy(s).allow, None),
+    ("upstream", "proxy+http://a", lambda s: nacos_policy(s).servers.urls, ("http://a:8840",)),
+    ("upstream", "proxy+http://a", lambda s: (nacos_policy(s).of_proxy, nacos_policy(s).uds), (True, "")),
+    ("upstream", "proxy+unix:///a.sock", lambda s: nacos_policy(s).uds, "/a.sock"),
+    ("upstream", "proxy+http://a", lambda s: poll_policy(s).probe, Alive()),
+    ("upstream", "http://a", lambda s: poll_policy(s).probe, Metrics()),
     ("context_path", "/discovery", lambda s: guard_policy(s).context_path, "/discovery"),
 ]
 
@@ -103,6 +109,12 @@ def test_nacos_policy_reads_the_password_file(tmp_path: Path) -> None:
     policy = nacos_policy(Settings(username="app", password_file=file))
     assert policy.login.password == "s3cret"
     assert "s3cret" not in repr(policy)
+
+
+def test_nacos_policy_has_the_token_of_the_upper_proxy_and_hides_it() -> None:
+    policy = nacos_policy(Settings(upstream="proxy+http://a", upstream_token="12345678"))
+    assert policy.http.api_token == "12345678"
+    assert "12345678" not in repr(policy)
 
 
 def test_webhooks_policy_reads_the_secret_or_its_file(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_sockets_name_a_port_in_use_even_by_a_process_that_is_starting(opened: l
         sockets(host, port)
 
 
+def test_sockets_share_a_port_with_processes_that_do_the_same(opened: list[socket.socket]) -> None:
+    opened += sockets(*LOOPBACK, reuse_port=True)
+    port = opened[0].getsockname()[1]
+    opened += sockets("127.0.0.1", port, reuse_port=True)
+    assert [listener.getsockname()[1] for listener in opened] == [port, port]
+    with pytest.raises(CannotStart, match="in use"):
+        sockets("127.0.0.1", port)
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_sockets_name_an_address_of_another_host(host: str) -> None:
     with pytest.raises(CannotStart, match=f"cannot listen on {host}:0: [A-Z]"):

@@ -22,9 +22,12 @@ from nacos_proxy.app.setting_types import (
     SelectorText,
     Size,
     TextList,
+    check_proxies,
     format_value,
     parse_dns_address,
+    server_url,
     split_address,
+    unix_path,
 )
 from nacos_proxy.model.masking import MASK
 
@@ -159,3 +162,36 @@ def test_parse_dns_address_reads_an_address_and_a_port(text: str, address: tuple
 def test_settings_of_dns_say_what_is_wrong(kind: Any, text: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TypeAdapter(kind).validate_python(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "plain", "path"),
+    [
+        ("http://10.0.0.1:8848", "http://10.0.0.1:8848", ""),
+        ("10.0.0.1", "10.0.0.1", ""),
+        ("proxy+http://site", "http://site:8840", ""),
+        ("proxy+http://site/nacos", "http://site:8840/nacos", ""),
+        ("proxy+http://[fd00::1]", "http://[fd00::1]:8840", ""),
+        ("proxy+http://[fd00::1]:1/x", "http://[fd00::1]:1/x", ""),
+        ("proxy+https://site", "https://site", ""),
+        ("proxy+unix:///run/upper.sock", "http://localhost", "/run/upper.sock"),
+    ],
+)
+def test_server_url_of_a_proxy_is_that_of_its_server(url: str, plain: str, path: str) -> None:
+    assert (server_url(url), unix_path(url)) == (plain, path)
+    check_proxies((url,))
+
+
+@pytest.mark.parametrize(
+    ("urls", "text"),
+    [
+        (("proxy+http://a", "http://b"), "choose one kind"),
+        (("proxy+http://a", "proxy+https://b"), "different ways"),
+        (("proxy+ftp://a",), "unknown"),
+        (("proxy+unix:///a", "proxy+unix:///b"), "one Unix socket"),
+        (("proxy+unix://a",), "whole path"),
+    ],
+)
+def test_check_proxies_refuses_what_does_not_fit_together(urls: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        check_proxies(urls)

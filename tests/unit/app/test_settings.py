@@ -219,3 +219,28 @@ def test_load_refuses_a_removed_setting_with_what_to_do_instead(source: str, tmp
     assert text.startswith("workers (")
     assert source in text
     assert "was removed" in text and "remove it" in text and "another proxy" in text
+
+
+def test_an_upper_proxy_is_an_upstream_with_a_token_of_its_own(tmp_path: Path) -> None:
+    token = written(tmp_path, "12345678\n")
+    s = load({"upstream": "proxy+http://a,proxy+http://b:1", "upstream_token_file": str(token)}, None, NO_FILE).settings
+    assert (s.of_proxy, s.upstream_urls, s.upstream_uds) == (True, ("http://a:8840", "http://b:1"), "")
+    assert s.read_upstream_token() == "12345678"
+    assert Settings(upstream="proxy+unix:///run/a.sock").upstream_uds == "/run/a.sock"  # type: ignore[arg-type]
+    assert not Settings(upstream="http://a").of_proxy  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"upstream": "proxy+http://a,http://b"}, "choose one kind"),
+        ({"upstream": "proxy+http://a", "endpoint": "http://b/list"}, "choose one"),
+        ({"upstream": "http://a", "upstream_token": "12345678"}, "upstream_token is for an upper proxy"),
+        (
+            {"upstream": "proxy+http://a", "upstream_token": "12345678", "upstream_token_file": "x"},
+            "both set; choose one",
+        ),
+    ],
+)
+def test_an_upper_proxy_is_refused_with_settings_that_do_not_fit(flags: dict[str, str], text: str) -> None:
+    assert text in refused(flags)

@@ -15,9 +15,9 @@ from nacos_proxy.background.poller import Poller, PollPolicy
 from nacos_proxy.catalog.hub import Filter
 from nacos_proxy.model.calls import BEAT_OK, Beat, Call, Deregister, Fetch, GetInstance, ListServices, Metrics, Register
 from nacos_proxy.model.errors import Busy, Reason, Refused, Unreachable
-from nacos_proxy.model.services import Change, ServiceKey
+from nacos_proxy.model.services import Change, ServiceKey, Via
 from nacos_proxy.runtime import spawn
-from nacos_proxy.upstream.contract import Changed
+from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from tests.helpers.build import KEY, agent, instance, key, snapshot
 from tests.helpers.clock import FakeClock, settle
 from tests.helpers.scripted import ScriptedRegistry, Shelf
@@ -33,7 +33,7 @@ class Push:
         self.alive = True
         self.unheard: set[ServiceKey] = set()
         self.asked: list[frozenset[ServiceKey]] = []
-        self._told: asyncio.Queue[ServiceKey | Changed | Exception] = asyncio.Queue()
+        self._told: asyncio.Queue[ServiceKey | Report | Exception] = asyncio.Queue()
 
     def watch(self, services: Collection[ServiceKey]) -> None:
         self.asked.append(frozenset(services))
@@ -41,14 +41,14 @@ class Push:
     def covers(self, key: ServiceKey) -> bool:
         return key not in self.unheard
 
-    async def changes(self) -> AsyncIterator[Changed]:
+    async def changes(self) -> AsyncIterator[Report]:
         while True:
             told = await self._told.get()
             if isinstance(told, Exception):
                 raise told
-            yield told if isinstance(told, Changed) else Changed(told)
+            yield Changed(told) if isinstance(told, ServiceKey) else told
 
-    async def tell(self, told: ServiceKey | Changed | Exception) -> None:
+    async def tell(self, told: ServiceKey | Report | Exception) -> None:
         self._told.put_nowait(told)
         await settle()
 
@@ -347,6 +347,43 @@ async def test_push_of_a_list_costs_no_fetch_and_no_budget() -> None:
             await push.tell(Changed(service, snapshot(A, B, service=service)))
         assert (world.polls(), len(world.changes)) == ([], 400)
         assert all(change.added == (B,) for change in world.changes[200:])
+
+
+async def test_push_of_a_whole_list_counts_whatever_is_known() -> None:
+    push = Push()
+    async with polling(push) as world:
+        (service,) = await world.fill(1)
+        await world.clock.advance(60)
+        world.calls()
+        await push.tell(Changed(service, snapshot(A, B, service=service, threshold=0.5), whole=True))
+        await push.tell(Changed(service, snapshot(A, service=service, threshold=0.5), whole=True))
+        assert (world.polls(), world.changes[-1].removed) == ([], (B,))
+
+
+async def test_confirmed_lists_are_not_polled_and_the_upstream_is_not_probed() -> None:
+    push = Push()
+    async with polling(push) as world:
+        (service,) = await world.fill(1)
+        pushed = snapshot(A, service=service)
+        await push.tell(Changed(service, pushed, whole=True))
+        world.calls()
+        for _ in range(40):
+            await world.clock.advance(4)
+            await push.tell(Confirmed({service: pushed}, Via(1.0)))
+        assert world.calls() == []
+        assert world.cache.lookup(service, world.clock.now()).age <= 5.0
+
+
+async def test_a_doubt_drops_prepared_answers_and_ends_with_push() -> None:
+    push, dropped = Push(), list[str]()
+    async with polling(push) as world:
+        world.poller.on_push_lost.append(lambda: dropped.append("dropped"))
+        await world.fill(1)
+        await push.tell(Doubted("refused"))
+        assert (world.cache.doubted, dropped) == (True, ["dropped"])
+        push.alive = False
+        await world.clock.advance(1)
+        assert (world.cache.doubted, dropped) == (False, ["dropped", "dropped"])
 
 
 async def test_push_of_a_list_that_does_not_say_all_is_fetched() -> None:

@@ -17,7 +17,7 @@ from nacos_proxy.catalog.freshness import Freshness
 from nacos_proxy.catalog.pending_writes import PendingPolicy, apply_pending
 from nacos_proxy.model.calls import BatchMetadata, Beat, Deregister, Register, SetHealth, Update, Write
 from nacos_proxy.model.errors import Unreachable
-from nacos_proxy.model.services import Change, Instance, ServiceKey, Snapshot
+from nacos_proxy.model.services import Change, Instance, ServiceKey, Snapshot, Via
 from tests.helpers.build import KEY, instance, key, snapshot
 
 A, B, C, D = (instance(f"10.0.0.{number}") for number in (1, 2, 3, 4))
@@ -1181,3 +1181,91 @@ def test_cache_accept_pushed_twice_within_moments_shows_the_second() -> None:
     pushed(kept, 10, A, B)
     change = pushed(kept, 10.1, A)[1]
     assert change is not None and change.removed == (B,)
+
+
+VIA = Via(4.0, False, "nacos-proxy; hit; ttl=6")
+
+
+def heard(kept: Cache, now: float, via: Via = VIA) -> Snapshot:
+    """An upstream that is a cache listed A."""
+    found = snapshot(A).heard(via)
+    kept.accept(found, now, "poll", requested_at=now)
+    return found
+
+
+def test_cache_lookup_adds_the_age_that_a_list_had_at_the_upstream() -> None:
+    kept = cache(ttl=10.0)
+    heard(kept, 100.0)
+    result = kept.lookup(KEY, 109.0)
+    assert (result.age, result.ttl, result.via, result.stale) == (13.0, 1.0, VIA, False)
+    assert kept.lookup(KEY, 110.0).stale, "the TTL counts from when the upstream was heard"
+
+
+def test_cache_lookup_is_stale_if_the_list_was_stale_at_the_upstream() -> None:
+    kept = cache()
+    heard(kept, 100.0, replace(VIA, stale=True))
+    assert kept.lookup(KEY, 100.0).freshness is Freshness.STALE
+    heard(kept, 101.0)
+    assert kept.lookup(KEY, 101.0).freshness is Freshness.FRESH
+
+
+def test_cache_lookup_finds_nothing_fresh_while_the_upstream_is_doubted() -> None:
+    kept = cache()
+    listed(kept, 100.0, A)
+    kept.doubted = True
+    assert kept.lookup(KEY, 100.0).freshness is Freshness.STALE
+    assert kept.fresh_interval(snapshot(A), 100.0) is None
+    kept.doubted = False
+    assert kept.lookup(KEY, 100.0).freshness is Freshness.FRESH
+
+
+def test_cache_confirm_makes_a_list_younger_and_puts_off_its_poll() -> None:
+    kept = cache(ttl=10.0)
+    read(kept, 100.0)
+    pushed = heard(kept, 100.0)
+    kept.confirm({KEY: pushed, key("unknown"): pushed}, replace(VIA, age=2.0), 104.0)
+    assert (kept.lookup(KEY, 104.0).age, kept.lookup(KEY, 104.0).ttl) == (2.0, 10.0)
+    assert kept.next_due() >= 108.0
+    kept.confirm({KEY: pushed}, replace(VIA, age=60.0), 110.0)
+    assert (kept.lookup(KEY, 110.0).age, kept.lookup(KEY, 110.0).ttl) == (8.0, 10.0), "an age is an upper bound"
+    assert not watched(kept, key("unknown"), 110.0)
+
+
+@pytest.mark.parametrize("state", ["another list", "fetching", "failed", "pending", "from disk", "quarantined"])
+def test_cache_confirm_does_not_count_if_a_fetch_has_to_tell_more(state: str) -> None:
+    kept = cache(pending_policy=PendingPolicy(grace=60.0))
+    pushed = snapshot(A)
+    if state == "from disk":
+        kept.restore(pushed, 50.0, 100.0)
+    else:
+        listed(kept, 50.0, *((A, B) if state == "another list" else (A,)))
+    if state == "fetching":
+        kept.begin_fetch(KEY)
+    elif state == "failed":
+        kept.reject(KEY, AWAY, 60.0)
+    elif state == "pending":
+        wrote(kept, Register(KEY, B), 60.0)
+    elif state == "quarantined":
+        kept.accept(snapshot(), 60.0, "poll", requested_at=60.0, suspicious=True)
+    kept.confirm({KEY: pushed}, VIA, 100.0)
+    assert kept.lookup(KEY, 100.0).age == 50.0
+
+
+def test_cache_confirmations_are_the_oldest_fresh_result_and_the_services_without_one() -> None:
+    kept, old, gone = cache(ttl=10.0), key("old"), key("gone")
+    listed(kept, 80.0, A, service=old)
+    listed(kept, 95.0, A)
+    listed(kept, 98.0, A, service=key("young"))
+    oldest, others = kept.confirmations([old, gone, key("young"), KEY], 100.0)
+    assert oldest is not None and (oldest.age, others) == (5.0, [old, gone])
+    assert kept.confirmations([gone], 100.0) == (None, [gone])
+
+
+def test_cache_accept_pushed_takes_a_whole_list_whatever_is_known() -> None:
+    kept = cache()
+    listed(kept, 100.0, A)
+    kept.accept(replace(snapshot(A), threshold=0.5), 101.0, "poll", requested_at=101.0)
+    accepted, change = kept.accept_pushed(snapshot(A, B).heard(VIA), 102.0, whole=True)
+    assert accepted and change is not None and change.added == (B,)
+    assert kept.lookup(KEY, 102.0).age == 4.0
+    assert kept.accept_pushed(snapshot(A, service=key("unknown")), 102.0, whole=True) == (False, None)

@@ -46,6 +46,34 @@ async def test_upstream_findings_of_a_healthy_server_are_all_ok() -> None:
     assert findings["login"].seen == "services can be read without an account (0 in DEFAULT_GROUP)"
 
 
+async def test_upstream_findings_of_a_proxy_say_that_its_events_are_followed() -> None:
+    async with serving() as upper:
+        assert f"write proxy+{upper.url}" in (await found(upstream=upper.url))["version"].todo
+        findings = await found(upstream=f"proxy+{upper.url}")
+    assert "push port" not in findings and findings["version"].todo == ""
+    assert (findings["proxy"].ok, findings["proxy"].seen) == (
+        True,
+        "it is a nacos-proxy, whose event stream is followed",
+    )
+
+
+async def test_upstream_findings_name_a_nacos_that_is_called_a_proxy() -> None:
+    async with facing("v1+v2") as nacos:
+        finding = (await found(upstream=f"proxy+{nacos.url}"))["proxy"]
+        assert (await found(upstream=nacos.url))["version"].todo == ""
+    assert (finding.ok, finding.todo) == (False, "write the address of Nacos itself without 'proxy+'")
+
+
+async def test_upstream_findings_of_an_unreachable_proxy_name_its_port() -> None:
+    (finding,) = (await found(upstream=f"proxy+http://127.0.0.1:{free_port()}")).values()
+    assert "(8840)" in finding.todo
+
+
+async def test_upstream_findings_reach_a_proxy_on_a_unix_socket(tmp_path: Path) -> None:
+    (finding,) = (await found(upstream=f"proxy+unix://{tmp_path / 'upper.sock'}")).values()
+    assert f"no connection to {tmp_path / 'upper.sock'}: No such file" in finding.seen
+
+
 async def test_upstream_findings_of_an_unreachable_server_say_what_to_check() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     (finding,) = (await found(upstream=url)).values()

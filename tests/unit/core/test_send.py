@@ -95,3 +95,29 @@ async def test_send_measures_calls_by_class_and_outcome(world: World) -> None:
         await world.agent.send(Fetch(KEY))
     measured = {labels: (d.count, d.seconds) for labels, d in world.agent.durations.items()}
     assert measured == {("Metrics", "ok"): (1, 0.25), ("Fetch", "Refused"): (1, 0.0)}
+
+
+async def test_doubt_of_the_upstream_is_published_and_makes_nothing_fresh(world: World) -> None:
+    await world.read()
+    world.agent.doubt("refused")
+    world.agent.doubt("still refused")
+    result = await world.read()
+    assert (result.stale, result.snapshot is not None) == (True, True)
+    assert (world.agent.catalog.breaker.up, world.agent.catalog.breaker.outage) == (True, "still refused")
+    assert world.agent.suspicious
+    world.agent.doubt("")
+    assert not (await world.read()).stale
+    assert (notices(world), world.agent.catalog.breaker.outage) == (["down", "up"], "")
+
+
+async def test_the_loss_of_the_upstream_itself_is_its_outage(world: World) -> None:
+    world.agent.doubt("refused")
+    await world.lose()
+    assert "connection refused" in world.agent.catalog.breaker.outage
+
+
+async def test_doubt_that_ends_while_the_upstream_itself_is_lost_says_nothing(world: World) -> None:
+    world.agent.doubt("refused")
+    await world.lose()
+    world.agent.doubt("")
+    assert notices(world) == ["down", "down"]

@@ -172,3 +172,24 @@ async def test_unwatch_twice_does_not_end_the_watch_of_another(world: World) -> 
     world.agent.unwatch(first)
     entry = world.agent.catalog.cache.get(KEY)
     assert entry is not None and entry.watcher_count == 1
+
+
+async def test_watch_from_gives_the_lists_of_another_revision_and_watches_all() -> None:
+    world = Watched()
+    stock, lost = key("stock"), key("lost")
+    world.known[stock] = snapshot(B, service=stock)
+    known = {KEY: snapshot(A).revision, stock: "", lost: ""}
+    mailbox, changed = await world.watches.watch_from(known, lambda: None, "", "10.0.0.1")
+    assert ([found.key for found in changed], mailbox.reset, mailbox.client) == ([stock], False, "10.0.0.1")
+    assert all(world.cache.get(each).watcher_count == 1 for each in known)  # type: ignore[union-attr]
+    assert world.watches.unwatch(mailbox)
+    assert world.cache.get(KEY).watcher_count == 0  # type: ignore[union-attr]
+
+
+async def test_watch_from_replays_nothing_and_says_whether_the_hub_is_the_same() -> None:
+    world = Watched()
+    await world.read(KEY)
+    world.hub.publish(Change(snapshot(), snapshot(A), "poll"))
+    same, _ = await world.watches.watch_from({KEY: "old"}, lambda: None, "e-0", "")
+    other, _ = await world.watches.watch_from({KEY: "old"}, lambda: None, "f-0", "")
+    assert (len(same), same.reset, other.reset) == (0, False, True)

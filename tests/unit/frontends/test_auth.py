@@ -262,6 +262,10 @@ def test_required_right_of_the_rest_api_is_write_with_any_context_path(context: 
     assert required_right("POST", "/api/v1/services/a/instances", context) == "write"
 
 
+def test_required_right_of_an_event_stream_is_read_with_any_method() -> None:
+    assert {required_right(method, "/api/v1/events", "/nacos") for method in ("GET", "POST")} == {"read"}
+
+
 def test_required_right_of_unknown_paths_below_the_context_path_is_admin() -> None:
     assert required_right("POST", "/nacos/actuator/shutdown", "/nacos") == "admin"
     assert (

@@ -107,3 +107,42 @@ async def test_http_client_shows_other_transports_the_id() -> None:
 
     await spawn(a_request(), name="request")
     assert (seen[0].headers["x-request-id"], seen[0].headers["host"]) == ("it-1", "n:1")
+
+
+async def test_http_client_names_the_proxies_that_a_request_has_passed() -> None:
+    async with served() as (server, http):
+
+        async def a_request() -> None:
+            request = RequestContext("it-1")
+            request.hops = ("a", "b")
+            work_for(request)
+            await http.send(server.url, "/nacos", LIST, idempotent=True)
+            await forward(http, server.url)
+
+        await spawn(a_request(), name="request")
+        await http.send(server.url, "/nacos", LIST, idempotent=True)
+    called, forwarded, background = (request.head.lower() for request in server.requests)
+    own = http.hop.encode()
+    assert b"\r\nx-nacos-proxy-hops: a, b, " + own + b"\r\n" in called
+    assert b"\r\nx-nacos-proxy-hops: a, b, " + own + b"\r\n" in forwarded
+    assert b"\r\nx-nacos-proxy-hops: " + own + b"\r\n" in background
+
+
+async def test_http_client_sends_the_api_token_of_an_upper_proxy_with_every_request() -> None:
+    async with stub(lambda _: ok(b"{}", b"Age: 3", b"X-Other: 1")) as server:
+        http = HttpClient(HttpPolicy(api_token="12345678"), FastTransport())
+        reply = await http.send(
+            server.url,
+            "",
+            LIST,
+            (("Authorization", "Bearer t"), ("accessToken", "t")),
+            idempotent=True,
+            wanted=("age",),
+        )
+        await forward(http, server.url)
+        await http.transport.aclose()
+    assert "12345678" not in repr(http.policy)
+    called, forwarded = (request.head for request in server.requests)
+    assert called.count(b"Authorization: ") == 1 and b"\r\nAuthorization: Bearer 12345678\r\n" in called
+    assert b"\r\naccessToken: t\r\n" in called and b"\r\nAuthorization: Bearer 12345678\r\n" in forwarded
+    assert reply.headers == (("age", "3"),)

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Body, Depends, Query
+from fastapi.openapi.models import Example
 from starlette.responses import Response
 from starlette.types import Scope
 
 from nacos_proxy.catalog.freshness import via_of
 from nacos_proxy.catalog.hub import Filter
-from nacos_proxy.frontends.answers import client_of, header
+from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.events.streams import WHOLE as WHOLE_VIEW
-from nacos_proxy.frontends.events.streams import EventsApi, Stream, no_wake_up
+from nacos_proxy.frontends.events.streams import EventsApi, ResumeQuery, Stream, no_wake_up
 from nacos_proxy.frontends.rest import examples, models
 from nacos_proxy.frontends.rest.examples import BODY_ERRORS, FRESHNESS, READ_ERRORS
 from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, ServiceName, documented, provided
@@ -113,6 +114,12 @@ _EXAMPLE = (
     'event: snapshot\ndata: {"name":"DEFAULT_GROUP@@orders",…,"age":1.5,"stale":false,"cacheStatus":"…"}\n\n'
     'id: 1f0c9ab2-17\nevent: current\ndata: {"confirmed":{"age":12.1,…},"unconfirmed":{}}\n\n'
 )
+_BODIES: dict[str, Example] = {
+    "follow": {
+        "summary": "Nothing is known of orders, and one revision of stock",
+        "value": {"services": {"public": {"DEFAULT_GROUP": {"orders": "", "stock": "8f14e45fceea167a"}}}},
+    }
+}
 
 
 @router.get(
@@ -147,12 +154,14 @@ async def whole(
     ),
 )
 async def follow(
-    request: ApiRequest, body: FollowBody, api: Annotated[EventsApi, Depends(provided(EventsApi))]
-) -> Reply:
-    path = request.scope["path"]
+    request: ApiRequest,
+    query: Annotated[ResumeQuery, Query()],
+    body: Annotated[FollowBody, Body(openapi_examples=_BODIES)],
+    api: Annotated[EventsApi, Depends(provided(EventsApi))],
+) -> Response:
     if api.closed:
-        return Reply(plain_problem(503, "the proxy is stopping", path, (("retry-after", "2"),)))
+        return Reply(plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),)))
     revisions, client = services_in(body.services), client_of(request.scope)
-    after = header(request.scope, b"last-event-id").decode("latin-1")
+    after = request.headers.get("last-event-id") or query.lastEventId
     api.quota.take(client, revisions.keys())
     return Reply(FollowStream(api, request.scope, revisions, after[:100], client))

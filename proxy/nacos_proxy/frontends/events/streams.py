@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends
+from fastapi import Query as InQuery
 from pydantic import Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -39,7 +40,7 @@ from nacos_proxy.model.views import View
 from nacos_proxy.wire.http import STREAM, Channel
 from nacos_proxy.wire.rest.bodies import change_json, snapshot_json
 from nacos_proxy.wire.rest.problem import plain_problem, problem
-from nacos_proxy.wire.rest.query import SHORT, ServicesQuery
+from nacos_proxy.wire.rest.query import SHORT, Query, ServicesQuery
 from nacos_proxy.wire.rest.sse import CONTENT_TYPE, HEARTBEAT, encode, encode_retry
 from nacos_proxy.wire.rest.tiers import via_json, whole_json
 
@@ -67,10 +68,14 @@ class EventsPolicy:
     quota: StreamQuotaPolicy = field(default_factory=StreamQuotaPolicy)
 
 
-class EventsQuery(ServicesQuery):
+class ResumeQuery(Query):
     lastEventId: Annotated[
         str, Field(description="Resumes after this event, for readers that cannot send the `Last-Event-ID` header.")
     ] = ""
+
+
+class EventsQuery(ResumeQuery, ServicesQuery):
+    """The services, and where to resume."""
 
 
 class EventsApi:
@@ -383,7 +388,9 @@ _EXAMPLE = (
     ),
 )
 async def events(
-    request: ApiRequest, query: Annotated[EventsQuery, Query()], api: Annotated[EventsApi, Depends(provided(EventsApi))]
+    request: ApiRequest,
+    query: Annotated[EventsQuery, InQuery()],
+    api: Annotated[EventsApi, Depends(provided(EventsApi))],
 ) -> Response:
     """Not one of FastAPI's event streams, which cost a task and a queue per reader."""
     if api.closed:

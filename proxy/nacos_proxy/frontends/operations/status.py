@@ -31,7 +31,7 @@ _ADVICE = {
     "`nacos-proxy doctor` names the cause.",
     "cache": "Nothing was read before the upstream was lost, so reads fail until it answers.",
     "push": "Changes are found by polling meanwhile, some seconds later. Check that this host reaches the gRPC port "
-    "of Nacos (HTTP port + 1000).",
+    "of Nacos (HTTP port + 1000), or the upper proxy if the upstream is one.",
     "polling": "Raise poll_budget, or find out why Nacos answers slowly.",
     "disk": "Make space in state_dir, or correct its owner. A restart during an outage would lose the last known "
     "state.",

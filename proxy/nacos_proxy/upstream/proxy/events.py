@@ -331,7 +331,8 @@ class ProxyEvents:
 
     def _lost(self, error: str) -> None:
         log.warning("the event stream of the upper proxy %s is lost: %s", self.origin, error)
-        self._lost_at = now = self._clock.now()
+        now = self._clock.now()
+        self._lost_at, self._doubt = now, None
         self._retry_at = now + self._retry * (0.5 + self._rng())
         self._turn += 1
         self._needed.set()

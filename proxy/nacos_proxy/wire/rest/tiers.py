@@ -59,10 +59,7 @@ class FollowBody(RequestBody):
 
     services: Annotated[
         Tree[str],
-        Field(
-            description="By namespace, group and name: the revision that is known already, or an empty text.",
-            json_schema_extra={"example": {"public": {"DEFAULT_GROUP": {"orders": "", "stock": "8f14e45fceea167a"}}}},
-        ),
+        Field(description="By namespace, group and name: the revision that is known already, or an empty text."),
     ]
 
 
@@ -142,7 +139,7 @@ def read_list(key: ServiceKey, reply: HttpReply) -> Snapshot:
     """
     if reply.status == 200:
         snapshot = read_whole(read_exactly(reply.body)).snapshot
-        if snapshot.key != key:
+        if snapshot.key != ServiceKey.of(key.grouped, namespace=key.namespace):  # '' is public
             raise Misplaced(f"asked for {key}, but the answer is about {snapshot.key}")
         return snapshot
     try:

@@ -124,6 +124,8 @@ async def test_every_route_of_the_api_is_documented(world: World) -> None:
         (service + "/pick", "get"),
         (service + "/watch", "get"),
         ("/api/v1/events", "get"),
+        ("/api/v1/events", "post"),
+        (service + "/whole", "get"),
         ("/api/v1/sd/prometheus", "get"),
         ("/api/v1/sd/traefik", "get"),
         ("/api/v1/sd/endpointslice", "get"),
