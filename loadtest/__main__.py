@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from loadtest import page, report
 from loadtest.contenders import Missing
@@ -16,6 +17,11 @@ QUESTIONS = ("reads", "misses", "writes", "fanout", "propagation", "scale", "res
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _notes(module: ModuleType) -> list[str]:
+    """What it measures: the first line about it."""
+    return (module.__doc__ or "").splitlines()[:1]
 
 
 def main() -> int:
@@ -38,7 +44,7 @@ def main() -> int:
     if options.question == "soak":
         soak = importlib.import_module("loadtest.soak")
         series, good = soak.run(options.minutes, options.upstream, say)
-        report.save(series, series.contenders[0], "memory", soak.__doc__.splitlines()[:1], results)
+        report.save(series, series.contenders[0], "memory", _notes(soak), results)
         return 0 if good else 1
     some = {"only": options.only} if options.only else {}
     wanted = QUESTIONS if options.question == "all" else (options.question,)
@@ -47,7 +53,7 @@ def main() -> int:
         try:
             for series, baseline, figure in module.run(options.quick, options.upstream, say, **some):
                 print(f"\n## {series.question}\n\n{report.table(series, baseline)}\n", flush=True)
-                report.save(series, baseline, figure, module.__doc__.splitlines()[:1], results)
+                report.save(series, baseline, figure, _notes(module), results)
         except Missing as error:
             say(f"{name} left out: {error}")
     return 0

@@ -81,10 +81,11 @@ async def _measure(proxy: Contender, host: Host, settle: float, seconds: float) 
         )
     ]
     now = time.perf_counter()
-    (busy, asked), *made = await asyncio.gather(
-        _use(proxy, seconds),
-        *(_reads(proxy.url, host, now + n / host.readers, now + seconds, n) for n in range(host.readers)),
+    reading = asyncio.gather(
+        *(_reads(proxy.url, host, now + n / host.readers, now + seconds, n) for n in range(host.readers))
     )
+    busy, asked = await _use(proxy, seconds)
+    made = await reading
     close_streams(streams)
     return {
         "cpu_percent_idle": idle,

@@ -102,7 +102,7 @@ class Hosts:
             if len(self._arrived) == len(self.all):
                 self._all.set()
 
-    async def hear(self, mark: str, change: Callable[[], None]) -> list[float]:
+    async def hear(self, mark: str, change: Callable[[], object]) -> list[float]:
         """Milliseconds from the change, which sets the mark somewhere, to each host. Raises `TimeoutError`."""
         self._mark, self._arrived = mark, []
         self._all.clear()

@@ -11,6 +11,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from loadtest import contenders
 from loadtest.contenders import Contender, register_all, request
@@ -26,14 +27,10 @@ WITHIN = 60.0  # seconds in which all hosts must be right again
 LIMITS = ("--subscribers-per-client", "20000", "--max-connections", "30000")
 
 
-def _change(server: str, number: int) -> Callable[[], None]:
+def _change(server: str, number: int) -> Callable[[], bytes]:
     service = SERVICES[number % len(SERVICES)]
     query = f"serviceName={service}&ip=10.1.0.1&port=8080&ephemeral=false&metadata={MARK}%3D{number}"
-
-    def change() -> None:
-        request("POST", f"{server}/nacos/v1/ns/instance?{query}")
-
-    return change
+    return partial(request, "POST", f"{server}/nacos/v1/ns/instance?{query}")
 
 
 class Tiers:
@@ -98,8 +95,8 @@ class Tiers:
                 await asyncio.sleep(0.05)
             most = most_in_a_bucket(hosts.http[0].moments)
             return {
-                "wrong": float(sum(1 for _ in wrong())),
                 "right_within_s": time.perf_counter() - begun,
+                "wrong": float(sum(1 for _ in wrong())),
                 "attempts_in_100_ms": float(most),
                 "attempts_in_100_ms_percent": 100 * most / len(mine),
             }

@@ -89,7 +89,7 @@ def writes(kind: str, connections: str, server: float, nginx: float, ours: float
 )
 def test_goal_find_reads_the_results_of_its_question(what: str, found: float) -> None:
     own = ("nacos-proxy, one hot service", {"rate": 100.0})
-    killed = {"wrong": 0, "attempts_in_100_ms_percent": 12}
+    killed = {"wrong": 0.0, "attempts_in_100_ms_percent": 12.0}
     taken = results(
         HOT,
         *(as_sdk(sdk, 1.9 if sdk == "Go SDK polls" else 1.5) for sdk in SDKS),
