@@ -18,7 +18,7 @@ from tests.helpers.app import Served, serving
 from tests.helpers.faces import clustered, facing
 
 REAL = os.environ.get("NACOS_TEST_URL", "").split()
-STAND_INS = ["1.x", "2.5.1", "3.0", "cluster"]
+STAND_INS = ["1.x", "2.5.1", "3.0", "cluster", "upper proxy"]
 REGISTRIES = ["embedded", "r-nacos", *STAND_INS, *(["NACOS_TEST_URL"] * bool(REAL))]
 _numbers = itertools.count()
 _REAL = itertools.cycle(REAL or [""])
@@ -32,6 +32,9 @@ async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[str]:
             yield "embedded"
         case "r-nacos":
             yield request.getfixturevalue("rnacos").url
+        case "upper proxy":
+            async with facing("v1+v2", listing_delay=0.55) as server, serving(upstream=server.url) as upper:
+                yield f"proxy+{upper.url}"
         case "cluster":
             async with clustered() as nodes:
                 yield ",".join(node.url for node in nodes)

@@ -75,9 +75,10 @@ class Sender:
         """
         catalog = self._catalog
         if bool(reason) != bool(catalog.breaker.doubt):
-            log.warning(
-                "the upstream has %s", f"lost its own upstream: {reason}" if reason else "its own upstream back"
-            )
+            if reason:
+                log.warning("the upstream has lost its own upstream: %s", reason)
+            else:
+                log.warning("the upstream no longer says that its own upstream is lost")
             self.suspect()
             if catalog.breaker.up:
                 catalog.hub.publish(Notice("down", reason) if reason else Notice("up", ""))

@@ -11,7 +11,7 @@ from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nacos_proxy.frontends.answers import client_of, header
+from nacos_proxy.frontends.answers import client_of
 from nacos_proxy.frontends.requests import LEFT
 from nacos_proxy.request_context import (
     HOPS_HEADER,
@@ -58,14 +58,20 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        id = sane_id(header(scope, _HEADER)) or new_id()
+        given = passed = b""
+        for name, value in scope["headers"]:
+            if name == _HEADER:
+                given = value
+            elif name == _HOPS:
+                passed = value
+        id = sane_id(given) or new_id()
         if self._begin is None:
             request = RequestContext(id)
         else:
             request = self._begin(
                 Incoming(*(id, scope["method"], raw_path(scope), client_of(scope)), scope["scheme"], scope["headers"])
             )
-        if (passed := header(scope, _HOPS)) != b"":
+        if passed:
             request.hops = hops_of(passed)
         work_for(request)  # until the task ends: the server logs a failure of the app after it
         if self._log is None and self._begin is None:

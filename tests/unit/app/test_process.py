@@ -353,12 +353,29 @@ async def test_server_ignores_a_watchdog_for_another_process(
         assert "WATCHDOG=1" not in manager.said()
 
 
-@pytest.mark.parametrize("upstream", ["http://127.0.0.1:{}", "localhost:{}", "http://[::1]:{}/nacos"])
+@pytest.mark.parametrize(
+    "upstream", ["http://127.0.0.1:{}", "localhost:{}", "http://[::1]:{}/nacos", "proxy+http://127.0.0.1:{}"]
+)
 def test_listen_refuses_the_proxy_itself_as_upstream(upstream: str) -> None:
     """It would wait for itself, and every error would quote another one."""
     port = free_port()
     with pytest.raises(CannotStart, match="is the address on which this proxy listens"):
         listen(Settings(port=port, upstream=(upstream.format(port),), grpc=False))
+
+
+def test_listen_refuses_its_own_unix_socket_as_upstream(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.sock"
+    with pytest.raises(CannotStart, match="is the Unix socket on which this proxy listens"):
+        listen(Settings(uds=path, upstream=(f"proxy+unix://{path}",), grpc=False))
+
+
+def test_listen_shares_both_ports_with_other_processes(opened: list[socket.socket]) -> None:
+    port = free_port(and_offset=1000)
+    for _ in range(2):
+        found = listen(Settings(port=port, reuse_port=True))
+        opened += found.reachable
+        assert found.no_grpc == ""
+    assert sorted(one.getsockname()[1] for one in opened) == [port, port, port + 1000, port + 1000]
 
 
 def test_listen_knows_the_port_of_an_upstream_without_one() -> None:

@@ -25,6 +25,8 @@ from nacos_proxy.frontends.rest import examples, models
 from nacos_proxy.frontends.rest.examples import BODY_ERRORS, FRESHNESS, READ_ERRORS
 from nacos_proxy.frontends.rest.routing import ApiRequest, ApiRoute, Reply, ServiceName, documented, provided
 from nacos_proxy.frontends.rest.services import Api
+from nacos_proxy.model.errors import BadCall
+from nacos_proxy.model.limits import Rules
 from nacos_proxy.model.services import ServiceKey, Snapshot, Via
 from nacos_proxy.wire.http import Channel
 from nacos_proxy.wire.rest.problem import plain_problem
@@ -108,6 +110,14 @@ class FollowStream(Stream):
             mailbox.detach()
 
 
+def _legal(key: ServiceKey, rules: Rules) -> bool:
+    try:
+        rules.service(key)
+    except BadCall:
+        return False
+    return True
+
+
 router = APIRouter(route_class=ApiRoute, tags=["tiers"], default_response_class=Response)
 _EXAMPLE = (
     'retry: 2000\n\nevent: begin\ndata: {"reset":false,"outage":""}\n\n'
@@ -161,7 +171,9 @@ async def follow(
 ) -> Response:
     if api.closed:
         return Reply(plain_problem(503, "the proxy is stopping", request.scope["path"], (("retry-after", "2"),)))
-    revisions, client = services_in(body.services), client_of(request.scope)
+    # A name that the rules here forbid must not end the stream of all others. The lower proxy polls it, and learns why.
+    revisions = {key: revision for key, revision in services_in(body.services).items() if _legal(key, request.rules)}
+    client = client_of(request.scope)
     after = request.headers.get("last-event-id") or query.lastEventId
     api.quota.take(client, revisions.keys())
     return Reply(FollowStream(api, request.scope, revisions, after[:100], client))

@@ -54,8 +54,12 @@ _CHUNK = 16 << 10  # bytes
 _RETRY_SPREAD = 5_000  # ms over which readers reconnect after a stop
 _PREPARED_SNAPSHOTS = 8 << 20  # bytes
 
-WHOLE = View("*")
-"""Not a filter: what a lower proxy gets, which is all that is known. No other view is this object."""
+
+class _Whole(View):
+    """Not a filter: what a lower proxy gets, which is all that is known. It equals no other view."""
+
+
+WHOLE = _Whole()
 
 
 @dataclass(frozen=True, slots=True)

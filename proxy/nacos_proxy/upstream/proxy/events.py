@@ -260,7 +260,10 @@ class ProxyEvents:
         self.unavailable = str(error)
         self._failures += 1
         self._turn += 1
-        self._retry_at = self._clock.now() + BACKOFF.delay(self._failures - 1, self._rng)
+        now = self._clock.now()
+        self._retry_at = now + BACKOFF.delay(self._failures - 1, self._rng)
+        if not self.open and self._lost_at is None:
+            self._lost_at = now
         self._needed.set()
 
     async def _read(self, response: httpx.Response) -> None:
@@ -273,7 +276,10 @@ class ProxyEvents:
         except CAUGHT as failure:
             error = str(upstream_error(failure, origin))
         except Malformed as failure:
-            error = str(Garbled(f"{origin}: {failure}", answered=True))
+            error = f"{origin}: {failure}"
+        except Exception as failure:  # a bug here must not make a dead stream look alive
+            self._supervisor.failed("upper proxy", failure)
+            error = f"{type(failure).__name__} in the proxy"
         finally:
             await response.aclose()
         self._lost(error)

@@ -156,6 +156,22 @@ async def test_too_many_services_and_a_proxy_that_stops_are_refused(shelved: Wor
     assert (stream.exchange.status, stream.exchange.headers["retry-after"]) == (503, "2")
 
 
+async def test_an_illegal_name_does_not_end_the_stream_of_the_others(shelved: World) -> None:
+    stream = await follow(shelved, {KEY: "", key("a b"): "", key("x", group="?"): ""})
+    assert stream.kinds == ["begin", "snapshot", "current"]
+    assert shelved.agent.catalog.cache.get(key("a b")) is None
+    await stream.exchange.leave()
+
+
+async def test_followers_and_readers_of_one_change_get_their_own_forms(shelved: World) -> None:
+    reader = await shelved.start("/api/v1/events?service=orders")
+    stream = await follow(shelved, {KEY: ""})
+    await register(shelved, "10.0.0.9")
+    assert ("added" in reader.events()[-1][2], "added" in json.loads(stream.events[-1].data)) == (True, False)
+    await reader.leave()
+    await stream.exchange.leave()
+
+
 @pytest.mark.parametrize("body", [{}, {"services": []}, {"services": {"public": {"g": {"a": 1}}}}, {"service": {}}])
 async def test_a_body_of_another_shape_is_refused(world: World, body: object) -> None:
     assert (await world.ask("POST", "/api/v1/events", json_body=body)).status == 400

@@ -12,7 +12,7 @@ import pytest
 
 from nacos_proxy.model.errors import Unreachable
 from nacos_proxy.model.services import ServiceKey, Snapshot, Via
-from nacos_proxy.runtime import spawn
+from nacos_proxy.runtime import Supervisor, spawn
 from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from nacos_proxy.upstream.http.exchange import HttpClient, HttpPolicy
 from nacos_proxy.upstream.proxy.events import AT_ONCE, ProxyEvents, ProxyEventsPolicy
@@ -84,7 +84,8 @@ class World:
         self.clock, self.upper, self.reports = FakeClock(), Upper(), list[Report]()
         http = HttpClient(HttpPolicy("nacos-proxy/1"), self.upper)
         policy = ProxyEventsPolicy(("http://a:8840", "http://b:8840"))
-        self.events = ProxyEvents(policy, http, self.clock, lambda: rng, **more)
+        self.supervisor = Supervisor(self.clock)
+        self.events = ProxyEvents(policy, http, self.clock, lambda: rng, self.supervisor, **more)
         self._listening = spawn(self._listen(), name="listener")
 
     async def _listen(self) -> None:
@@ -350,3 +351,46 @@ async def test_close_ends_everything_for_good(world: World) -> None:
     await world.events.close()
     await world.follow(KEY, STOCK)
     assert (len(world.upper.requests), world.events.alive, world.line.closed) == (1, False, True)
+
+
+async def test_an_upper_proxy_that_cannot_be_reached_is_tried_again(world: World) -> None:
+    def refuse() -> httpx.Response:
+        raise httpx.ConnectError("no connection: Connection refused")
+
+    world.upper.answer = refuse
+    await world.follow(KEY)
+    assert world.events.unavailable.endswith(":8840: no connection: Connection refused")
+    world.upper.answer = world.upper.stream
+    await world.clock.advance(3.0)
+    assert world.events.open
+
+
+async def test_services_that_come_and_go_at_once_need_no_new_stream(world: World) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), current())
+    world.events.watch([KEY, STOCK])
+    await world.follow(KEY)
+    assert len(world.upper.requests) == 1
+
+
+async def test_a_bug_ends_the_stream_and_is_counted(world: World) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), current())
+    world.line.send(RuntimeError("a bug"))
+    await settle()
+    assert (world.events.open, world.supervisor.failures["upper proxy"]) == (False, 1)
+    await world.clock.advance(16.0)
+    world.supervisor.failures.clear()
+    assert world.events.open, "the next stream"
+
+
+async def test_push_is_lost_if_no_stream_can_be_opened_after_a_time_without_services(world: World) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), current())
+    await world.follow()
+    await world.send(current())
+    await world.clock.advance(1.0)
+    world.upper.answer = lambda: httpx.Response(503)
+    await world.follow(KEY)
+    await world.clock.advance(16.0)
+    assert not world.events.alive
