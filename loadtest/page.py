@@ -87,8 +87,8 @@ a second than readers, the machine was too busy to make them all, and the CPU of
 - **Writes** cost about 0.5 ms of CPU each; 1,000 instances with a heartbeat every 5 s are a tenth of a core
   ([writes](performance.md#writes-beats-as-the-java-sdk-32-connections)).
 
-The proxy is one process and uses one core. If that is not enough for a host, run a second proxy with its own port and
-`state_dir`, for a part of the clients.
+The proxy is one process and uses one core. If that is not enough for a host, run
+[several processes](recipes/tiers.md#several-processes-on-one-host) on one port.
 
 ## Limits to raise on a large host
 
