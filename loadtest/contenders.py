@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def local(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
 def free_pair(step: int = 1000) -> int:
     """A free port such that port + `step` is free as well: Nacos speaks gRPC there."""
     for _ in range(100):
@@ -48,47 +52,76 @@ def free_pair(step: int = 1000) -> int:
 
 @dataclass(slots=True)
 class Contender:
-    """A running server: its base URL and its process."""
+    """A server: its base URL, how it is started, and its process while it runs."""
 
     name: str
     url: str
-    process: subprocess.Popen[bytes]
+    command: Sequence[str]
     folder: tempfile.TemporaryDirectory[str] = field(repr=False)
+    probe: str = "/"
+    environment: Mapping[str, str] = field(default_factory=lambda: {}, repr=False)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError(f"{self.name} does not run")
+        return self._process
+
+    def spawn(self) -> None:
+        """Starts its process, in its folder, and does not wait for it."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **self.environment},
+                cwd=self.folder.name,
+            )
+
+    def start(self) -> Contender:
+        """Starts it and waits until it answers. Raises `RuntimeError` if it does not."""
+        self.spawn()
+        deadline = time.perf_counter() + READY_WITHIN
+        while not answers(self.url + self.probe):
+            if self.process.poll() is not None or time.perf_counter() > deadline:
+                text = self._log.read_text(errors="replace")[-2000:]
+                self.stop()
+                raise RuntimeError(f"{self.name} did not start: {text}")
+            pause(0.05)
+        return self
+
+    def end(self) -> None:
+        """Ends its process; it can be started again, on the same port and with the same files."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def kill(self) -> None:
+        """Ends its process as a crash would."""
+        process, self._process = self.process, None
+        process.kill()
+        process.wait()
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        """Ends its process and removes its files."""
+        self.end()
         self.folder.cleanup()
 
-
-def _start(name: str, port: int, command: Sequence[str], folder: tempfile.TemporaryDirectory[str], probe: str,
-           environment: Mapping[str, str] | None = None) -> Contender:  # fmt: skip
-    log = Path(folder.name) / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, **(environment or {})}, cwd=folder.name
-        )
-    contender = Contender(name, f"http://127.0.0.1:{port}", process, folder)
-    deadline = time.perf_counter() + READY_WITHIN
-    while not answers(contender.url + probe):
-        if process.poll() is not None or time.perf_counter() > deadline:
-            text = log.read_text(errors="replace")[-2000:]
-            contender.stop()
-            raise RuntimeError(f"{name} did not start: {text}")
-        _pause(0.05)
-    return contender
+    @property
+    def _log(self) -> Path:
+        return Path(self.folder.name) / "log"
 
 
-def _pause(seconds: float) -> None:
+def pause(seconds: float) -> None:
     """Waits between two checks of a program that does not report when it is ready."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            [sys.executable, "-c", "import select; select.select([], [], [], 9)"], timeout=seconds, check=False
-        )
+    threading.Event().wait(seconds)
 
 
 def answers(url: str) -> bool:
@@ -139,107 +172,21 @@ def rnacos() -> Contender:
         "RNACOS_CONFIG_DB_DIR": folder.name,
         "RUST_LOG": "error",
     }
-    return _start("r-nacos", port, [program], folder, LIST + "x", settings)
+    return Contender("r-nacos", local(port), [program], folder, LIST + "x", settings).start()
 
 
 def proxy(upstream: str = "embedded", *options: str, name: str = "nacos-proxy") -> Contender:
-    """This proxy, one process."""
+    """This proxy, one process. Its state is in its folder."""
     port = free_pair()
     folder = tempfile.TemporaryDirectory()
     command = [sys.executable, "-m", "nacos_proxy", "serve", "--port", str(port), "--upstream", upstream, "--state-dir"]
-    command += [folder.name, *options]
     source = str(Path(__file__).resolve().parent.parent / "proxy")
-    return _start(name, port, command, folder, "/healthz", {"PYTHONPATH": source})
-
-
-def nginx(upstream: str) -> Contender:
-    """nginx with proxy_cache in front of the upstream."""
-    cache = "proxy_cache_path {folder}/cache keys_zone=nacos:64m levels=1:2 inactive=10m;"
-    server = """
-        location / {{
-            proxy_pass %s;
-            proxy_cache nacos;
-            proxy_cache_valid 200 10s;
-            proxy_cache_use_stale error timeout updating;
-            proxy_cache_lock on;
-        }}
-    """
-    return _nginx("nginx proxy_cache", server % upstream, "/", head=cache)
-
-
-def nchan() -> Contender:
-    """nginx with nchan: /pub?id=x publishes, /sub?id=x is an event stream."""
-    server = """
-        location /pub {{ nchan_publisher; nchan_channel_id $arg_id; nchan_message_buffer_length 10; }}
-        location /sub {{ nchan_subscriber eventsource; nchan_channel_id $arg_id; }}
-        location / {{ return 200; }}
-    """
-    return _nginx("nchan", server, "/", module="ngx_nchan_module.so")
-
-
-def _nginx(name: str, server: str, probe: str, *, head: str = "", module: str = "") -> Contender:
-    program = find_program("nginx") or ("/usr/sbin/nginx" if Path("/usr/sbin/nginx").is_file() else None)
-    if program is None:
-        raise Missing(f"{name} is not installed (Debian: nginx)")
-    library = Path("/usr/lib/nginx/modules") / module
-    if module and not library.is_file():
-        raise Missing(f"{name} is not installed (Debian: libnginx-mod-nchan)")
-    port, folder = free_port(), tempfile.TemporaryDirectory()
-    Path(folder.name).chmod(0o755)
-    text = f"""
-        daemon off; master_process on; worker_processes 1; worker_rlimit_nofile 65536; user root;
-        pid {{folder}}/nginx.pid; error_log {{folder}}/error.log error;
-        {f"load_module {library};" if module else ""}
-        events {{{{ worker_connections 60000; }}}}
-        http {{{{
-            access_log off; keepalive_requests 100000000; keepalive_timeout 300s;
-            client_body_temp_path {{folder}}/body; proxy_temp_path {{folder}}/proxy; fastcgi_temp_path {{folder}}/fcgi;
-            uwsgi_temp_path {{folder}}/uwsgi; scgi_temp_path {{folder}}/scgi;
-            {head}
-            server {{{{ listen 127.0.0.1:{port} backlog=4096; {server} }}}}
-        }}}}
-    """
-    config = Path(folder.name) / "nginx.conf"
-    config.write_text(textwrap.dedent(text.format(folder=folder.name)))
-    return _start(name, port, [program, "-c", str(config), "-p", folder.name], folder, probe)
-
-
-RAW = """
-BODY = open("body", "rb").read()
-HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]
-
-
-async def app(scope, receive, send):
-    if scope["type"] != "http":
-        return
-    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-    await send({"type": "http.response.body", "body": BODY})
-"""
-
-
-def raw_asgi(body: bytes) -> Contender:
-    """The least work for uvicorn: an ASGI app that always sends the same prepared body."""
-    port, folder = free_port(), tempfile.TemporaryDirectory()
-    Path(folder.name, "raw.py").write_text(RAW)
-    Path(folder.name, "body").write_bytes(body)
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "raw:app",
-        "--port",
-        str(port),
-        "--no-access-log",
-        "--log-level",
-        "error",
-    ]
-    return _start(
-        "raw ASGI", port, [*command, "--http", "httptools", "--loop", "uvloop", "--lifespan", "off"], folder, "/"
-    )
+    path = {"PYTHONPATH": source}
+    return Contender(name, local(port), [*command, folder.name, *options], folder, "/healthz", path).start()
 
 
 @contextlib.contextmanager
-def running(*contenders: Contender) -> Iterator[None]:
+def running(*contenders: Contender) -> Generator[None]:
     """Stops all of them at the end, whatever happens."""
     try:
         yield

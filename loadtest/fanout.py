@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 
-from loadtest import contenders
+from loadtest import contenders, nginx
 from loadtest.contenders import Contender, Missing, register
 from loadtest.load import Usage
 from loadtest.rounds import Sample, Series, interleave
@@ -85,7 +85,7 @@ def run(quick: bool, upstream: str | None, say: Callable[[str], None]) -> Iterat
             series = Series(f"fanout, {readers} readers")
             for number, name in interleave(["nchan", "nacos-proxy"], rounds):
                 try:
-                    contender = contenders.nchan() if name == "nchan" else _proxy()
+                    contender = nginx.nchan() if name == "nchan" else _proxy()
                 except Missing as error:
                     say(f"left out: {error}")
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -25,10 +27,13 @@ end
 
 
 def wrk(url: str, *, seconds: float, connections: int = 32, threads: int = 1, script: str = "") -> dict[str, float]:
-    """Runs wrk: `rate` per second, `p50 p99 p999` in ms, `errors`, `requests`. `script` is Lua that makes requests."""
+    """Runs wrk: `rate` per second, `p50 p99 p999` in ms, `errors`, `requests`.
+
+    `script` is Lua that makes requests; `{host}` in it stands for the server.
+    """
     with tempfile.TemporaryDirectory() as folder:
         lua = Path(folder) / "load.lua"
-        lua.write_text(script + REPORT)
+        lua.write_text(script.replace("{host}", urlsplit(url).netloc) + REPORT)
         command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(lua), url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
     found = re.search(r"^FIGURES (.*)$", done.stdout, re.MULTILINE)
@@ -37,16 +42,34 @@ def wrk(url: str, *, seconds: float, connections: int = 32, threads: int = 1, sc
     return {name: float(value) for name, value in (pair.split("=") for pair in found[1].split())}
 
 
-def unique_headers() -> str:
-    """Lua: a new RequestId for each request, as the Java SDK sends it."""
-    return """
-counter = 0
-request = function()
-  counter = counter + 1
-  wrk.headers["RequestId"] = string.format("%08x-%d", math.random(1, 2147483647), counter)
-  return wrk.format("GET", nil)
-end
+def in_turn(requests: Sequence[str]) -> str:
+    """Lua: sends these whole requests in turn, each with a new UUID in place of `{id}`.
+
+    What is constant is prepared, because Lua and the server share the machine.
+    """
+    halves = [request.partition("{id}") for request in requests]
+    before, after = (",".join(json.dumps(half[n]) for half in halves) for n in (0, 2))
+    return f"""
+local before = {{{before}}}
+local after = {{{after}}}
+local hex = {{}}
+for i = 0, 65535 do hex[i] = string.format("%04x", i) end
+local stamp = string.format("%08x-0000-4000-8000-0000", os.time())
+local floor = math.floor
+local n = 0
+request = {_NEW_ID if all(half[1] for half in halves) else _SAME}
 """
+
+
+_NEW_ID = """function()
+  n = n + 1
+  local i = n % #before + 1
+  return before[i] .. stamp .. hex[floor(n / 65536)] .. hex[n % 65536] .. after[i]
+end"""
+_SAME = """function()
+  n = n % #before + 1
+  return before[n]
+end"""
 
 
 def random_targets(targets: Sequence[str]) -> str:

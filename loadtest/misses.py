@@ -1,45 +1,18 @@
-"""The first read of a cold service by 100 callers at once: its latency, and how many requests reach the upstream."""
+"""First reads of services: what one caller waits, and how many requests of 100 callers reach the upstream."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from loadtest import contenders
-from loadtest.contenders import LIST, Missing, register_all
-from loadtest.rounds import Sample, Series
-from loadtest.wire import Connection, percentile
+from loadtest import contenders, nginx
+from loadtest.contenders import LIST, Contender, Missing, register_all
+from loadtest.rounds import Sample, Series, interleave
+from loadtest.stand_in import StandIn, hosts
+from loadtest.wire import Caller, Connection, percentile
 
 CALLERS = 100
-
-
-class Counter(asyncio.Protocol):
-    """A stand-in upstream that counts its requests and answers after 20 ms, so that the callers really coincide."""
-
-    asked: dict[bytes, int]
-
-    def __init__(self, asked: dict[bytes, int], body: bytes) -> None:
-        self._asked = asked
-        self._body = body
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        for head in data.split(b"\r\n\r\n"):
-            if not head.startswith((b"GET", b"POST", b"PUT")):
-                continue
-            target = head.split(b" ", 2)[1]
-            self._asked[target] = self._asked.get(target, 0) + 1
-            asyncio.get_running_loop().call_later(0.02, self._answer)
-
-    def _answer(self) -> None:
-        assert self._transport is not None
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(self._body)}\r\n\r\n"
-        self._transport.write(head.encode() + self._body)
 
 
 async def _storm(url: str, target: str) -> list[float]:
@@ -49,9 +22,9 @@ async def _storm(url: str, target: str) -> list[float]:
 
     async def one(connection: Connection) -> float:
         begun = time.perf_counter()
-        status, _ = await connection.ask("GET", target)
+        status, answer = await connection.ask("GET", target)
         if status != 200:
-            raise RuntimeError(f"{target} answered {status}")
+            raise RuntimeError(f"{target} answered {status}: {answer!r}")
         return 1000 * (time.perf_counter() - begun)
 
     taken = await asyncio.gather(*(one(connection) for connection in connections))
@@ -61,42 +34,47 @@ async def _storm(url: str, target: str) -> list[float]:
 
 
 async def _counted(rounds: int, say: Callable[[str], None]) -> Series:
-    asked: dict[bytes, int] = {}
-    body = b'{"name":"DEFAULT_GROUP@@x","groupName":"DEFAULT_GROUP","clusters":"","hosts":[]}'
-    server = await asyncio.get_running_loop().create_server(lambda: Counter(asked, body), "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    proxy = await asyncio.to_thread(contenders.proxy, f"http://127.0.0.1:{port}", "--upstream-dialect", "v1")
+    """The upstream answers after 20 ms, so that the callers really coincide."""
     series = Series("misses, 100 callers at once on a counting upstream")
-    try:
-        for number in range(rounds):
-            name = f"cold-{number}"
-            taken = await _storm(proxy.url, LIST + name)
-            requests = sum(count for target, count in asked.items() if name.encode() in target and b"/list" in target)
-            figures = {
-                "upstream_requests": float(requests),
-                "p50": percentile(taken, 0.5),
-                "p99": percentile(taken, 0.99),
-            }
-            series.add(Sample(proxy.name, figures))
-            say(f"misses, round {number + 1}: {requests} upstream requests for {CALLERS} callers")
-    finally:
-        proxy.stop()
-        server.close()
+    server = StandIn(lambda _: hosts(10), delay=0.02)
+    async with server.serving() as upstream:
+        proxy = await asyncio.to_thread(contenders.proxy, upstream, "--upstream-dialect", "v1")
+        try:
+            for number in range(rounds):
+                taken = await _storm(proxy.url, f"{LIST}cold-{number}")
+                requests = server.asked[f"cold-{number}"]
+                latency = {"p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99)}
+                series.add(Sample(proxy.name, {"upstream_requests": float(requests), **latency}))
+                say(f"misses, round {number + 1}: {requests} upstream requests for {CALLERS} callers")
+        finally:
+            await asyncio.to_thread(proxy.stop)
     return series
 
 
-async def _real(quick: bool, upstream: str, field: list[contenders.Contender], say: Callable[[str], None]) -> Series:
+def _first_reads(url: str, services: Sequence[str]) -> dict[str, float]:
+    """One caller on one open connection reads services that nobody has read: milliseconds."""
+    caller = Caller(url)
+    for _ in range(3):
+        caller.get(LIST + "loadtest-warm")
+    taken: list[float] = []
+    for service in services:
+        begun = time.perf_counter()
+        caller.get(LIST + service)
+        taken.append(1000 * (time.perf_counter() - begun))
+    caller.close()
+    return {"p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99)}
+
+
+def _cold(quick: bool, upstream: str, field: list[Contender], say: Callable[[str], None]) -> Series:
+    """Each contender has services of its own in each round, because a server makes a first list, too."""
+    number, rounds = (50, 2) if quick else (200, 5)
     series = Series("misses, first read of a cold service")
-    await asyncio.to_thread(register_all, upstream, [f"loadtest-cold-{n}" for n in range(3 if quick else 10)], 10)
-    for number in range(3 if quick else 10):
-        for contender in field:
-            connection = Connection(contender.url)
-            await connection.ask("GET", LIST + "warm")
-            begun = time.perf_counter()
-            await connection.ask("GET", f"{LIST}loadtest-cold-{number}")
-            series.add(Sample(contender.name, {"latency": 1000 * (time.perf_counter() - begun)}))
-            await connection.close()
-    say("misses: first reads done")
+    for turn, name in interleave([contender.name for contender in field], rounds):
+        contender = next(contender for contender in field if contender.name == name)
+        services = [f"loadtest-cold-{turn}-{len(series.samples)}-{n}" for n in range(number)]
+        register_all(upstream, services, 10)
+        series.add(Sample(name, figures := _first_reads(contender.url, services)))
+        say(f"{series.question}, round {turn + 1}, {name}: p50 {figures['p50']:.2f} ms, p99 {figures['p99']:.2f} ms")
     return series
 
 
@@ -104,17 +82,17 @@ def run(quick: bool, upstream: str | None, say: Callable[[str], None]) -> Iterat
     """Yields each question's series with its baseline and the figure that counts."""
     series = asyncio.run(_counted(3 if quick else 10, say))
     yield series, series.contenders[0], "upstream_requests"
-    started: list[contenders.Contender] = []
+    started: list[Contender] = []
     try:
         if upstream is None:
             started.append(contenders.rnacos())
         url = upstream or started[0].url
         try:
-            started.append(contenders.nginx(url))
+            started.append(nginx.cache(url))
         except Missing as error:
             say(f"left out: {error}")
         started.append(contenders.proxy(url))
-        yield asyncio.run(_real(quick, url, started, say)), started[0].name, "latency"
+        yield _cold(quick, url, started, say), started[0].name, "p50"
     finally:
         for contender in started:
             contender.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtest import goals
+from loadtest.causes import CAUSES
 from loadtest.report import Result, table
 
 HEAD = """# Performance
@@ -15,18 +16,11 @@ Machine: {machine}.
 Absolute figures depend on the machine and on what else runs on it, so only ratios within one run count. All contenders
 run on loopback with one worker each, in alternating order, and ratios are computed round by round. A figure is the
 median of the rounds, with the minimum and the maximum in brackets. Times are in milliseconds. `memory` is a process's
-peak resident MiB since its start, `cpu_s_per_1000` the CPU seconds for 1,000 requests.
+peak resident MiB since its start, `cpu_s_per_1000` the CPU seconds for 1,000 requests. The load comes from wrk on the
+same two cores; `nginx return 200` shows how much of it there can be.
 
 """
 NOTES = """
-## Why some goals were not reached
-
-The absolute goals were set on a machine on which a raw ASGI app served 31,000 requests a second and r-nacos took 35,000
-writes a second. Where the tables below show a third of that, our figures are a third as well.
-
-- Forwarded writes cost about 0.5 ms of CPU each. A quarter of that is system calls of two connections, and a quarter
-  what uvicorn and httptools do for a request. The rest is spread over reading, sending and remembering.
-
 ## gRPC
 
 - A `ServiceQuery` takes about 0.14 ms of CPU here and 0.03 ms in r-nacos, which uses both cores. 70 % of it is HTTP/2
@@ -54,7 +48,8 @@ Settings: `fast_path = false` answers every request in full; `poll_*` and `push`
 <!-- not run: takes about an hour -->
 ```sh
 python -m loadtest all             # about an hour; leaves out r-nacos, nginx, nchan and wrk if not installed
-python -m loadtest reads --quick   # a minute or two, to see whether it runs; results in loadtest/results/quick
+python -m loadtest soak            # another hour
+python -m loadtest reads --quick --only "Java SDK polls"  # a few seconds, to see whether it runs
 python -m loadtest docs            # this page, from the results
 ```
 """
@@ -90,10 +85,10 @@ a second than readers, the machine was too busy to make them all, and the CPU of
 - **Memory** grows with the number of instances, and with each open event stream by about 8 KiB
   ([fanout](performance.md#fanout-10000-readers)), with each SDK over gRPC by about 21 KiB.
 - **Writes** cost about 0.5 ms of CPU each; 1,000 instances with a heartbeat every 5 s are a tenth of a core
-  ([writes](performance.md#writes-beat-32-callers)).
+  ([writes](performance.md#writes-beats-as-the-java-sdk-32-connections)).
 
-The proxy is one process and uses one core. If that is not enough for a host, run a second proxy with its own port and
-`state_dir`, for a part of the clients.
+The proxy is one process and uses one core. If that is not enough for a host, run
+[several processes](recipes/tiers.md#several-processes-on-one-host) on one port.
 
 ## Limits to raise on a large host
 
@@ -105,6 +100,18 @@ The proxy is one process and uses one core. If that is not enough for a host, ru
 | `LimitNOFILE` of the systemd unit (65,536) | more connections are open at once |
 """
 IS_SIZING = "sizing"
+DETAILS = ("p999", "errors", "requests")  # in the results' own tables
+SECTIONS = (
+    ("Requests as SDKs send them", ("SDK",)),
+    ("First reads", ("misses",)),
+    ("Reads that repeat", ("one hot", "200 connections", "at random", "beside")),
+    ("Idle, start, memory, soak", ("scale", "start", "memory", "soak")),
+    ("Tiers", ("tiers",)),
+    ("Events", ("fanout", "propagation")),
+    ("Over gRPC", ("gRPC",)),
+    ("Over DNS", ("DNS",)),
+    ("Others", ("",)),
+)
 
 
 def sizing(results: Sequence[Result]) -> str:
@@ -130,9 +137,30 @@ def page(results: Sequence[Result]) -> str:
     by_question = {result.series.question: result.series for result in results}
     machines = sorted({result.machine for result in results})
     parts = [HEAD.format(machine="; ".join(machines)), "## Goals\n\n", goals.table(by_question), "\n"]
-    parts.append(NOTES)
-    for result in (result for result in results if not result.series.question.startswith(IS_SIZING)):
-        name = result.series.question
-        parts.append(f"\n## {name[:1].upper()}{name[1:]}\n\n{table(result.series, result.baseline)}\n")
-        parts.append(f"\n![{name}](../loadtest/results/{result.stem}.svg)\n")
+    parts += [_causes(goals.missed(by_question)), NOTES]
+    left = [result for result in results if not result.series.question.startswith(IS_SIZING)]
+    for title, words in SECTIONS:
+        chosen = [result for word in words for result in left if word in result.series.question]
+        if chosen:
+            parts += [f"\n## {title}\n", *map(_result, chosen)]
+            left = [result for result in left if result not in chosen]
     return "".join(parts)
+
+
+def _causes(missed: Sequence[goals.Goal]) -> str:
+    if not missed:
+        return ""
+    by_cause: dict[str, list[str]] = {}
+    for goal in missed:
+        by_cause.setdefault(CAUSES.get(goal.what, "not known yet."), []).append(goal.what)
+    lines = [f"- **{'; '.join(names)}**: {cause}" for cause, names in by_cause.items()]
+    return "\n## Why some goals were not reached\n\n" + "\n".join(lines) + "\n"
+
+
+def _result(result: Result) -> str:
+    series = result.series
+    errors = any(sample.figures.get("errors") for sample in series.samples)
+    shown = [name for name in series.figures if name not in DETAILS or (name == "errors" and errors)]
+    text = f"\n### {series.question[:1].upper()}{series.question[1:]}\n\n{table(series, result.baseline, shown)}\n"
+    chart = f"\n![{series.question}](../loadtest/results/{result.stem}.svg)\n"
+    return text + (chart if len(series.contenders) > 1 else "")

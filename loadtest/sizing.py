@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count, takewhile
 from random import Random
-from urllib.parse import parse_qs, urlsplit
 
 from loadtest import contenders
 from loadtest.contenders import LIST, Contender
 from loadtest.load import Usage
 from loadtest.rounds import Sample, Series
+from loadtest.stand_in import StandIn, hosts
 from loadtest.wire import Connection, at_once, close_streams, open_streams
 
 QUESTION = "sizing, by services, instances of each, readers"
@@ -40,43 +37,6 @@ class Host:
 
 
 HOSTS = (Host(100, 10, 10), Host(1_000, 10, 100), Host(1_000, 100, 100), Host(1_000, 10, 1_000), Host(5_000, 10, 100))
-
-
-class Lists(asyncio.Protocol):
-    """A stand-in for Nacos 1.x that knows every service. One service changes every second."""
-
-    def __init__(self, instances: int, born: float) -> None:
-        self._instances = instances
-        self._born = born
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        assert self._transport is not None
-        for head in data.split(b"\r\n\r\n"):
-            if head.startswith((b"GET", b"POST", b"PUT")):
-                body = self._body(head.split(b" ", 2)[1].decode())
-                reply = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-                self._transport.write(reply.encode() + body)
-
-    def _body(self, target: str) -> bytes:
-        name = parse_qs(urlsplit(target).query).get("serviceName", ["x"])[0].rpartition("@@")[2]
-        second = int(time.perf_counter() - self._born)
-        hosts = _hosts(self._instances, 2 if name == SERVICE.format(second) else 1)
-        return f'{{"name":"DEFAULT_GROUP@@{name}","clusters":"","hosts":{hosts}}}'.encode()
-
-
-@lru_cache
-def _hosts(number: int, weight: int) -> str:
-    metadata = {"zone": "a", "version": "1.4.2"}
-    hosts = [
-        {"ip": f"10.7.{n // 250}.{n % 250 + 1}", "port": 8080, "weight": weight, "metadata": metadata}
-        for n in range(number)
-    ]
-    return json.dumps(hosts)
 
 
 async def _reads(url: str, host: Host, begin: float, until: float, seed: int) -> int:
@@ -121,10 +81,11 @@ async def _measure(proxy: Contender, host: Host, settle: float, seconds: float) 
         )
     ]
     now = time.perf_counter()
-    (busy, asked), *made = await asyncio.gather(
-        _use(proxy, seconds),
-        *(_reads(proxy.url, host, now + n / host.readers, now + seconds, n) for n in range(host.readers)),
+    reading = asyncio.gather(
+        *(_reads(proxy.url, host, now + n / host.readers, now + seconds, n) for n in range(host.readers))
     )
+    busy, asked = await _use(proxy, seconds)
+    made = await reading
     close_streams(streams)
     return {
         "cpu_percent_idle": idle,
@@ -138,23 +99,24 @@ async def _measure(proxy: Contender, host: Host, settle: float, seconds: float) 
 async def _one(host: Host, settle: float, seconds: float) -> dict[str, float]:
     load, _, _ = os.getloadavg()
     born = time.perf_counter()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Lists(host.instances, born), "127.0.0.1", 0)
-    upstream = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    proxy = await asyncio.to_thread(contenders.proxy, upstream, "--upstream-dialect", "v1", "--push", "off")
-    try:
-        return {**await _measure(proxy, host, settle, seconds), "load": load}
-    finally:
-        await asyncio.to_thread(proxy.stop)
-        with suppress(OSError):
-            server.close()
+
+    def changing(name: str) -> str:
+        """One service changes every second."""
+        return hosts(host.instances, 2 if name == SERVICE.format(int(time.perf_counter() - born)) else 1)
+
+    async with StandIn(changing).serving() as upstream:
+        proxy = await asyncio.to_thread(contenders.proxy, upstream, "--upstream-dialect", "v1", "--push", "off")
+        try:
+            return {**await _measure(proxy, host, settle, seconds), "load": load}
+        finally:
+            await asyncio.to_thread(proxy.stop)
 
 
 def run(quick: bool, upstream: str | None, say: Callable[[str], None]) -> Iterator[tuple[Series, str, str]]:
     """Yields the series with its baseline and the figure that counts. The upstream is always a stand-in."""
-    hosts, settle, seconds = (HOSTS[:1], 1.0, 3.0) if quick else (HOSTS, SETTLE, 20.0)
+    sizes, settle, seconds = (HOSTS[:1], 1.0, 3.0) if quick else (HOSTS, SETTLE, 20.0)
     series = Series(QUESTION)
-    for host in hosts:
+    for host in sizes:
         figures = asyncio.run(_one(host, settle, seconds))
         series.add(Sample(host.name, figures))
         say(f"sizing, {host.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in figures.items()))

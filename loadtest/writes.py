@@ -1,72 +1,62 @@
-"""Register and beat, through the proxy and directly: what a write costs, with 1 and with 32 callers."""
+"""Beats and registrations as the Java SDK sends them: what a write costs, over 1 and over 32 connections."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import itertools
 from collections.abc import Callable, Iterator
 
-from loadtest import contenders
-from loadtest.contenders import Contender
-from loadtest.load import Usage
+from loadtest import contenders, nginx, sdks
+from loadtest.contenders import Contender, Missing
+from loadtest.load import Usage, in_turn, wrk
 from loadtest.rounds import Sample, Series, interleave
-from loadtest.wire import Connection, percentile
+from loadtest.wire import at_once
+
+INSTANCES = [(f"loadtest-w{n}", f"10.3.{n}.{m}") for n in range(100) for m in range(1, 11)]
+CALLS = {"registrations": sdks.java_register, "beats": sdks.java_beat}
 
 
-def _register(n: int) -> tuple[str, str]:
-    address = f"10.3.{n // 250 % 250}.{n % 250 + 1}"
-    return "POST", f"/nacos/v1/ns/instance?serviceName=loadtest-w{n % 20}&ip={address}&port=80&ephemeral=true"
+def _register(url: str) -> None:
+    """A beat is of an instance that was registered the same way."""
+    targets = [sdks.java_register(*instance).split(" ", 2)[1] for instance in INSTANCES]
+    asyncio.run(at_once(url, [("POST", target) for target in targets]))
 
 
-def _beat(n: int) -> tuple[str, str]:
-    method_target = _register(n)[1].replace("/instance?", "/instance/beat?")
-    return "PUT", method_target
-
-
-async def _load(url: str, call: Callable[[int], tuple[str, str]], callers: int, seconds: float) -> dict[str, float]:
-    taken: list[float] = []
-    errors = 0
-    until = time.perf_counter() + seconds
-    numbers = iter(range(10_000_000))
-
-    async def caller() -> None:
-        nonlocal errors
-        connection = Connection(url)
-        while time.perf_counter() < until:
-            method, target = call(next(numbers) % 2000)
-            begun = time.perf_counter()
-            status, _ = await connection.ask(method, target)
-            taken.append(1000 * (time.perf_counter() - begun))
-            errors += status != 200
-        await connection.close()
-
-    begun = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    rate = len(taken) / (time.perf_counter() - begun)
-    shares = {"p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99), "p999": percentile(taken, 0.999)}
-    return {"rate": rate, **shares, "errors": float(errors), "requests": float(len(taken))}
-
-
-def run(quick: bool, upstream: str | None, say: Callable[[str], None]) -> Iterator[tuple[Series, str, str]]:
+def run(
+    quick: bool, upstream: str | None, say: Callable[[str], None], only: str = ""
+) -> Iterator[tuple[Series, str, str]]:
     """Yields each question's series with its baseline and the figure that counts."""
-    seconds, rounds = (1.5, 2) if quick else (5.0, 5)
+    seconds, rounds = (1.0, 2) if quick else (5.0, 5)
     started: list[Contender] = []
     try:
-        server = contenders.rnacos() if upstream is None else None
-        started += [server] if server else []
+        if upstream is None:
+            started.append(contenders.rnacos())
         url = upstream or started[0].url
+        try:
+            started.append(nginx.reverse(url))
+        except Missing as error:
+            say(f"left out: {error}")
         started.append(contenders.proxy(url))
-        field = {c.name: c for c in started}
-        for name, call in (("register", _register), ("beat", _beat)):
-            for callers in (1, 32):
-                series = Series(f"writes, {name}, {callers} caller{'s' if callers > 1 else ''}")
-                for number, contender in interleave(list(field), rounds):
-                    usage = Usage(field[contender].process.pid)
-                    figures = asyncio.run(_load(field[contender].url, call, callers, seconds))
-                    series.add(Sample(contender, {**figures, **usage.figures(figures["requests"])}))
-                    rate, p50 = figures["rate"], figures["p50"]
-                    say(f"{series.question}, round {number + 1}, {contender}: {rate:,.0f}/s, p50 {p50:.2f} ms")
-                yield series, started[0].name, "rate"
+        field = {contender.name: contender for contender in started}
+        for kind, connections in itertools.product(CALLS, (1, 32)):
+            question = f"writes, {kind} as the Java SDK, {connections} connection{'s'[: connections - 1]}"
+            if only in question:
+                yield _question(question, kind, connections, field, seconds, rounds, say), nginx.REVERSE, "rate"
     finally:
         for contender in started:
             contender.stop()
+
+
+def _question(question: str, kind: str, connections: int, field: dict[str, Contender], seconds: float, rounds: int,
+              say: Callable[[str], None]) -> Series:  # fmt: skip
+    script = in_turn([CALLS[kind](*instance) for instance in INSTANCES])
+    series = Series(question)
+    for contender in field.values():
+        _register(contender.url)
+    for number, name in interleave(list(field), rounds):
+        usage = Usage(field[name].process.pid)
+        figures = wrk(field[name].url, seconds=seconds, connections=connections, script=script)
+        series.add(Sample(name, {**figures, **usage.figures(figures["requests"])}))
+        found = f"{figures['rate']:,.0f}/s, p50 {figures['p50']:.2f} ms, p99 {figures['p99']:.2f} ms"
+        say(f"{question}, round {number + 1}, {name}: {found}")
+    return series

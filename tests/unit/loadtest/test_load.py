@@ -2,7 +2,7 @@
 
 import os
 
-from loadtest.load import Usage, find_program, random_targets, unique_headers
+from loadtest.load import Usage, find_program, in_turn, random_targets
 
 
 def test_random_targets_prepares_each_target_once() -> None:
@@ -11,8 +11,15 @@ def test_random_targets_prepares_each_target_once() -> None:
     assert script.count("wrk.format") == 1
 
 
-def test_unique_headers_differ_for_each_request() -> None:
-    assert 'wrk.headers["RequestId"]' in unique_headers()
+def test_in_turn_puts_a_new_id_between_the_prepared_halves() -> None:
+    script = in_turn(["GET /a\r\nRequestId: {id}\r\nHost: {host}\r\n\r\n", "GET /b\r\nRequestId: {id}\r\n\r\n"])
+    assert 'before = {"GET /a\\r\\nRequestId: ","GET /b\\r\\nRequestId: "}' in script
+    assert 'after = {"\\r\\nHost: {host}\\r\\n\\r\\n","\\r\\n\\r\\n"}' in script
+    assert "before[i] .. stamp .." in script
+
+
+def test_in_turn_repeats_requests_without_an_id() -> None:
+    assert "return before[n]" in in_turn(["GET /a\r\n\r\n"])
 
 
 def test_usage_counts_from_its_start_and_memory_is_the_peak() -> None:

@@ -11,10 +11,37 @@ def test_page_has_the_goals_and_every_result_with_its_chart() -> None:
     series = Series("writes, beat, 1 caller", [Sample("r-nacos", {"rate": 2.0}), Sample("nacos-proxy", {"rate": 1.0})])
     text = page([Result(series, "r-nacos", "rate", "2 cores of some kind")])
     assert "Machine: 2 cores of some kind." in text
-    assert "| hot reads, compared with nginx proxy_cache | ≥ 1.50 times | not measured |  |" in text
+    assert "| identical heads, compared with nginx's cache | ≥ 1.50 times | not measured |  |" in text
     assert "## Writes, beat, 1 caller" in text
     assert "| nacos-proxy | 1 (1-1) | 0.50 (0.50-0.50) |" in text
     assert "](../loadtest/results/writes-beat-1-caller.svg)" in text
+
+
+def result(question: str, *samples: tuple[str, dict[str, float]]) -> Result:
+    return Result(Series(question, [Sample(*sample) for sample in samples]), "r-nacos", "rate", "2 cores")
+
+
+def test_page_begins_with_what_sdks_send_and_leaves_details_to_the_results() -> None:
+    figures = {"rate": 1.0, "p999": 2.0, "errors": 0.0, "requests": 3.0}
+    text = page([
+        result("reads, one hot service", ("nacos-proxy", figures)),
+        result("reads, as the Java SDK polls", ("nacos-proxy", {**figures, "errors": 1.0})),
+    ])  # fmt: skip
+    sdk, hot = text.index("### Reads, as the Java SDK polls"), text.index("### Reads, one hot service")
+    assert text.index("## Requests as SDKs send them") < sdk < text.index("## Reads that repeat") < hot
+    assert "| | rate | errors | rate ÷ r-nacos |" in text[sdk:hot]
+    assert "| | rate | rate ÷ r-nacos |" in text[hot:]
+    assert "![" not in text  # a single contender
+
+
+def test_page_has_the_cause_of_each_goal_that_was_missed() -> None:
+    both = [("r-nacos", {"p50": 0.1}), ("nacos-proxy", {"p50": 1.0})]
+    text = page([result(f"writes, {what} as the Java SDK, 1 connection", *both) for what in ("beats", "registrations")])
+    together = "a beat over one connection: added to the median; a registration over one connection: the same"
+    assert f"- **{together}**: A write is received" in text
+    slow = page([result("propagation, change to event", ("own write", {"p99_ms": 11.0}))])
+    assert "- **from a write through the proxy to an SSE reader, p99**: not known yet." in slow
+    assert "Why some goals" not in page([result("propagation, change to event", ("own write", {"p99_ms": 1.0}))])
 
 
 def test_page_without_results_raises() -> None:

@@ -1,6 +1,7 @@
 import pytest
 
-from loadtest.soak import Look, judge
+from loadtest.soak import Look, judge, slope
+from loadtest.soak_clients import Error, Outage, differences, hosts_of, unexplained
 
 
 def looks(memory: list[float], files: list[int]) -> list[Look]:
@@ -21,3 +22,29 @@ def test_judge_finds_steady_growth_of_memory() -> None:
 def test_judge_finds_files_that_are_never_closed() -> None:
     memory, files = judge(looks([100.0] * 40, [30 + n for n in range(40)]))
     assert memory.flat and not files.flat
+
+
+def test_slope_is_by_the_hour_and_of_the_last_half() -> None:
+    assert slope([(0.0, 10.0), (60.0, 11.0), (120.0, 12.0)]) == pytest.approx(60.0)
+    memory, files = judge(looks([100.0 - n for n in range(20)] + [50.0 + n for n in range(20)], [30] * 40))
+    assert memory.per_hour == pytest.approx(3600.0)
+    assert files.per_hour == 0.0
+
+
+def test_only_an_outage_explains_an_error_until_shortly_after_it() -> None:
+    errors = [Error(9.0, "reads, status 503"), Error(12.0, "beats, status 503"), Error(27.0, "beats, status 503")]
+    assert unexplained(errors, [Outage(10.0, 16.0)]) == [
+        "reads, status 503 after 9.0 s",
+        "beats, status 503 after 27.0 s",
+    ]
+
+
+def test_differences_names_the_services_and_addresses() -> None:
+    host = {"ip": "10.0.0.1", "port": 80, "healthy": True, "enabled": True, "weight": 1.0, "ephemeral": True,
+            "metadata": {"n": "1"}}  # fmt: skip
+    truth = {"a": hosts_of({"hosts": [host]}), "b": {}}
+    assert differences("a list", {"a": hosts_of({"hosts": [host]})}, truth) == []
+    assert differences("a list", {"a": hosts_of({"hosts": [{**host, "metadata": {}}]})}, truth) == [
+        "a list: a differs in 10.0.0.1:80"
+    ]
+    assert differences("a list", {}, truth) == ["a list: a differs in 10.0.0.1:80"]

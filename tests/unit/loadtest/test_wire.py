@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from loadtest.wire import Connection, at_once, close_streams, open_streams, percentile
+from loadtest.wire import Caller, Connection, at_once, close_streams, open_streams, percentile
 
 
 def test_percentile_is_a_measured_value() -> None:
@@ -50,6 +50,29 @@ async def test_connection_sends_one_request_after_the_other() -> None:
         assert await connection.ask("GET", "/missing") == (404, b"no")
         assert await connection.ask("POST", "/b", b"body") == (200, b"/b")
         await connection.close()
+
+
+async def test_caller_returns_the_whole_answer_in_pieces_of_any_size() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /a "):
+            for piece in (b"HTTP/1.1 200 OK\r\nConte", b"nt-Length: 3\r\n\r", b"\na", b"bc"):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listening:
+        caller = await asyncio.to_thread(Caller, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        for _ in range(2):
+            whole = await asyncio.to_thread(caller.get, "/a")
+            assert whole == b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
+        with pytest.raises(RuntimeError, match="404"):
+            await asyncio.to_thread(caller.get, "/b")
+        with pytest.raises(ConnectionError, match="closed"):
+            await asyncio.to_thread(caller.get, "/a")
+        caller.close()
 
 
 async def test_at_once_makes_every_call_and_raises_on_a_refusal() -> None:
