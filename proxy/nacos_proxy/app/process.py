@@ -7,7 +7,6 @@ requests under way, then shuts the app down.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import os
@@ -24,8 +23,6 @@ import uvicorn
 from nacos_proxy.runtime import Supervisor, SystemClock, stop
 
 log = logging.getLogger("nacos_proxy.process")
-
-YOUNG_OBJECTS = 10_000  # until a garbage collection: more than a burst of requests holds, and Python's 700 are less
 
 
 def max_open_files() -> float:
@@ -59,7 +56,6 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.should_exit:
             return
-        gc.set_threshold(YOUNG_OBJECTS)
         self._ready()
         notify_systemd("READY=1")
         self._watchdog = self._supervisor.keep(self._keep_alive, name="watchdog")

@@ -66,6 +66,8 @@ log = logging.getLogger("nacos_proxy.server")
 # connection just when the next heartbeat comes.
 KEEP_ALIVE = 30
 
+YOUNG_OBJECTS = 10_000  # until a garbage collection: more than a burst of requests holds, and Python's 700 are less
+
 
 class App:
     """The ASGI app: fast path, guard, then the router of the proxy itself or of the client's tenant."""
@@ -320,6 +322,7 @@ def run(loaded: Loaded, listening: Listening) -> int:
 
     def ready() -> None:
         gc.freeze()  # no collection visits what the start has made, most of which lasts as long as the process
+        gc.set_threshold(YOUNG_OBJECTS)
         gc.enable()
         lines = listening.lines(settings)
         announce("\n".join(lines), settings.log_format)
