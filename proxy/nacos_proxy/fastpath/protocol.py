@@ -18,7 +18,7 @@ from typing import Any, ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from nacos_proxy.fastpath.asgi import HEAD_KEY, KEY_HEADERS, socket_kind, target_key
-from nacos_proxy.fastpath.heads import without_ids
+from nacos_proxy.fastpath.heads import id_field, without_field, without_ids
 from nacos_proxy.fastpath.http1 import BETWEEN
 from nacos_proxy.fastpath.limits import ConnectionLimits, LogAnswered
 from nacos_proxy.fastpath.stream import HIGH_WATER, Stream
@@ -41,14 +41,15 @@ class FastProtocol(WriteProtocol):
     now: ClassVar[staticmethod[[], float]]
 
     __slots__ = (
-        "_chunk", "_closes", "_heads_parsed", "_last_sent", "_max_fast_head", "_prepared", "_request_id", "_socket",
-        "_socket_kind", "_stream",
+        "_chunk", "_closes", "_heads_parsed", "_id_field", "_last_sent", "_max_fast_head", "_prepared", "_request_id",
+        "_socket", "_socket_kind", "_stream",
     )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._last_sent = float("-inf")  # the loop's time when the last prepared response was sent
         self._heads_parsed = 0
+        self._id_field = b""  # as the last head with an id had it, because a client writes each id like its last one
         self._socket_kind = b""
         self._socket = b""  # part of the head-stage key; b"" for plain TCP
         self._prepared: PreparedResponse | None = None  # the response to the request parsed last
@@ -72,13 +73,15 @@ class FastProtocol(WriteProtocol):
         if data[0] != _G and self._repeat_write(data, self._socket_kind):
             return
         now, request_id = self.now(), b""
-        key: LookupKey = (data, self._socket) if self._socket else data
+        head = without_field(data, self._id_field) if self._id_field else data
+        key: LookupKey = (head, self._socket) if self._socket else head
         response = self.table.find(key, now)
         if response is None:
             head, request_id = without_ids(data)
-            if head is not data:
-                key = (head, self._socket) if self._socket else head
-                response = self.table.find(key, now)
+            if head is not data and not request_id:
+                self._id_field = id_field(data)
+            key = (head, self._socket) if self._socket else head
+            response = self.table.find(key, now)
         if response is None or self.flow.write_paused or self.transport.is_closing():
             self._parse_chunk(data, key)
         else:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nacos_proxy.fastpath.heads import without_ids
+from nacos_proxy.fastpath.heads import id_field, without_field, without_ids
 
 GET = b"GET /list HTTP/1.1\r\nHost: here\r\nAccept: */*\r\n\r\n"
 
@@ -49,6 +49,36 @@ def test_without_ids_returns_the_last_id_of_the_request() -> None:
 def test_without_ids_leaves_what_is_not_plainly_an_id(field: bytes) -> None:
     head = GET.replace(b"\r\n\r\n", b"\r\n" + field + b"\r\n\r\n")
     assert without_ids(head) == (head, b"")
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        (b"requestId: 1", b"\r\nrequestId: "),
+        (b"traceparent:00-1", b"\r\ntraceparent:"),
+        (b"RequestId: 1\r\ntraceparent: 2", b""),
+        (b"X-Request-Id: 1", b""),
+        (b"Other: 1", b""),
+    ],
+)
+def test_id_field_is_how_a_client_begins_its_only_id(field: bytes, found: bytes) -> None:
+    assert id_field(GET.replace(b"\r\n\r\n", b"\r\n" + field + b"\r\n\r\n")) == found
+
+
+@given(
+    st.sampled_from([b"\r\nRequestId: ", b"\r\nb3:"]), st.binary(max_size=20), st.sampled_from([b"", b" a", b"b: c"])
+)
+@example(b"\r\nRequestId: ", b"1-a", b"")
+@example(b"\r\nRequestId: ", b"1-a", b" folded")
+def test_without_field_is_without_ids_or_leaves_the_head(field: bytes, value: bytes, behind: bytes) -> None:
+    head = GET.replace(b"\r\nAccept", field + value + b"\r\n" + behind + b"\r\nAccept")
+    assert without_field(head, field) in (head, without_ids(head)[0])
+
+
+def test_without_field_cuts_out_what_without_ids_cuts_out() -> None:
+    head = GET.replace(b"\r\nAccept", b"\r\nRequestId: 550e8400-e29b-41d4\r\nAccept")
+    assert without_field(head, b"\r\nRequestId: ") == without_ids(head)[0] == GET
+    assert without_field(GET, b"\r\nRequestId: ") == GET
 
 
 class Parsed:
