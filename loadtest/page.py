@@ -30,15 +30,18 @@ NOTES = """
 
 ## What makes it fast
 
-- A request head that equals an earlier one byte for byte is not parsed. A bounded table has its answer, as long as that
-  is fresh and its service unchanged. A head that differs only in irrelevant headers (a request id) is parsed and
-  looked up by the relevant ones. Neither case starts a task.
+- A request head that equals an earlier one is not parsed, even if the ids of SDKs and tracers in it are new. A bounded
+  table has its answer, as long as that is fresh and its service unchanged. A head that differs in other irrelevant
+  headers is parsed and looked up by the relevant ones. Neither case starts a task.
+- A poll with a UDP port is such a read. About once a second, its repetition renews the client's subscription.
 - A change drops the answers of its service before any subscriber hears of it; a poll without a change keeps them.
 - An event is encoded and framed once for all readers with the same view, and written straight to their connections.
 - A poll with an unchanged answer is recognised by its digest and not parsed. If one of a thousand instances changed,
   the others are neither rebuilt nor encoded again.
 - A list over gRPC, as an answer or as a push, is encoded once as long as its service is unchanged.
-- A client's beats are the same bytes each time: they are parsed once, and encoded once.
+- A beat or registration that came before, with new ids, is begun again without a parse, an ASGI task or a new encoding.
+  An answer to a beat with the same bytes as the last one is not read again.
+- A start reads no more of the state on disk than its first answers need; the rest follows a second later.
 
 Settings: `fast_path = false` answers every request in full; `poll_*` and `push` decide what idling costs
 ([Configuration](configuration.md)).
