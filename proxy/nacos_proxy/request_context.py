@@ -52,9 +52,9 @@ def new_id() -> str:
 def sane_id(given: bytes) -> str:
     """The id that a client sent; '' if it sent none, or one that is too long or has other characters.
 
-    `given` is the field's value, perhaps with the white space that may follow it (RFC 9110 5.5).
+    `given` is the field's value, perhaps with the white space that may stand around it (RFC 9110 5.5).
     """
-    given = given.rstrip(b"\t ")
+    given = given.strip(b"\t ")
     return given.decode("ascii") if _SANE.fullmatch(given) else ""
 
 

@@ -146,7 +146,10 @@ class Deadlines(Generic[T]):
                 await self._clock.sleep_until(moment)
             else:
                 self._items.popleft()
-                self._due(item)
+                try:
+                    self._due(item)
+                except Exception:  # the other items wait for their turn
+                    log.exception("a deadline failed")
 
     async def close(self) -> None:
         await stop(self._sleeping)

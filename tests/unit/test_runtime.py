@@ -98,6 +98,21 @@ async def test_deadlines_call_for_what_is_not_done_in_time() -> None:
     assert due == ["late", "later"]
 
 
+async def test_deadlines_call_for_the_others_after_an_exception(caplog: pytest.LogCaptureFixture) -> None:
+    clock, due = FakeClock(), list[str]()
+
+    def fall(item: str) -> None:
+        due.append(item)
+        raise RuntimeError(item)
+
+    deadlines, loop = Deadlines(clock, 2.0, fall), asyncio.get_running_loop()
+    for item in "abc":
+        deadlines.add(loop.create_future(), item)
+    await clock.advance(2.1)
+    assert due == ["a", "b", "c"]
+    assert caplog.messages == ["a deadline failed"] * 3
+
+
 async def test_spawn_logs_neither_a_result_nor_a_cancellation(caplog: pytest.LogCaptureFixture) -> None:
     async def give() -> int:
         return 7

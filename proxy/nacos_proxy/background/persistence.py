@@ -128,7 +128,11 @@ class Persistence:
         catalog = self._agent.catalog
         for service in services:
             self._rows[service.key] = -math.inf
-            catalog.cache.restore_later(service.key, partial(self._restore_service, service, now, wall))
+            restore = partial(self._restore_service, service, now, wall)
+            if service.empty:
+                restore()
+            else:
+                catalog.cache.restore_later(service.key, restore)
         for registration, heard_at in registrations:
             # The file lacks the last beats before a kill, because the times of beats are written so rarely.
             unwritten = CONTACTS_EVERY + EVERY if registration.beats else 0.0
@@ -156,7 +160,8 @@ class Persistence:
             del self._rows[service.key]  # it stays on disk, for a version of this program that understands it
             return
         age = max(0.0, wall - service.confirmed_at)
-        self._agent.catalog.cache.restore(snapshot, age, now, int(wall * 1000))
+        restore = self._agent.catalog.cache.restore  # the reader that needs the service must not see an exception
+        self._agent.supervisor.call("disk", restore, snapshot, age, now, int(wall * 1000))
 
     async def _restore_rest(self) -> None:
         """In between, readers get their turns."""

@@ -87,6 +87,11 @@ class SavedService(NamedTuple):
     body: bytes
     confirmed_at: float
 
+    @property
+    def empty(self) -> bool:
+        """Whether the service has no instances."""
+        return self.body.endswith(b'"instances":[]}')
+
 
 class SavedRegistration(NamedTuple):
     """The saved part of a registration. `heard_at`: the time of its client's last call, in seconds since 1970."""

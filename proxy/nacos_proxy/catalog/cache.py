@@ -343,7 +343,7 @@ class Cache:
             self._store.put(entry)
 
     def restore_later(self, key: ServiceKey, load: Callable[[], object]) -> None:
-        """When the service is first needed, `load` is called, which calls `restore` if it can.
+        """When the service, which has instances, is first needed, `load` is called, which calls `restore` if it can.
 
         So a start need not wait for the snapshots of 10,000 services. The least recently used one comes first.
         """

@@ -124,7 +124,8 @@ class EntryStore:
     """All entries. Pinned ones have no bound. Known and unknown services have one each, so that requests for a million
     invented names evict no real service.
 
-    `dormant` has what puts the entry of a service here when that is first needed, the least recently used first.
+    `dormant` has what puts the entry of a service here when that is first needed, the least recently used first. Those
+    services have instances.
     """
 
     known: LRUCache[ServiceKey, Entry]

@@ -27,7 +27,10 @@ VARY = frozenset(
     | {b"if-match", b"if-modified-since", b"if-none-match", b"if-unmodified-since", b"origin", b"range"}
     | {b"client-version", b"user-agent"}  # whether a list makes a subscription to UDP push
 )
-BYPASS = frozenset({b"cache-control", b"content-length", b"expect", b"pragma", b"transfer-encoding", b"upgrade"})
+BYPASS = frozenset(
+    {b"cache-control", b"content-length", b"expect", b"pragma", b"transfer-encoding", b"upgrade"}
+    | {b"proxy-connection"}  # the parser takes it for `Connection`
+)
 KEY_HEADERS = VARY | BYPASS  # in the lookup key, so that a request with one of `BYPASS` finds nothing
 
 

@@ -20,8 +20,9 @@ _PER_REQUEST = (
     "x-datadog-[a-z-]+|x-amzn-trace-id|x-cloud-trace-context|sentry-trace|sw8|newrelic|elastic-apm-traceparent"
 )
 _VALUE = r"[\t\x20-\x7e\x80-\xff]*"
+# A value is one run of characters and ends at the line: two runs of blanks beside each other would cost their square.
 _FIELDS = re.compile(
-    rf"\r\n(?i:{re.escape(ID_HEADER)}:[\t ]*({_VALUE})|(?:{_PER_REQUEST}):{_VALUE})(?=\r\n[^\t ])".encode("latin-1")
+    rf"\r\n(?i:{re.escape(ID_HEADER)}:({_VALUE})|(?:{_PER_REQUEST}):{_VALUE})(?=\r\n[^\t ])".encode("latin-1")
 )
 
 

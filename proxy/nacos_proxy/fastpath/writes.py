@@ -14,6 +14,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
+from hashlib import blake2b
+from secrets import token_bytes
 from typing import ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -35,22 +37,24 @@ from nacos_proxy.request_context import (
 from nacos_proxy.wire.http import REMEMBER, HttpReply, Repeatable, RouteName
 
 MAX_WRITES = 4096  # as many as the Nacos API keeps calls
-MAX_LENGTH = 4096  # bytes of a key
+MAX_LENGTH = 2048  # bytes of a request, and of what is kept of it
 LEFT = 499  # the status in the metrics if the client has left
 
 _HOPS_HEADER, _ID_HEADER = HOPS_HEADER.lower().encode(), ID_HEADER.lower().encode()
 _UNREPEATED = frozenset({b"expect", b"origin"})
 _NOBODY = asyncio.Event()  # nobody waits for the body of a repeated write
 
-WriteKey = tuple[bytes, bytes]
-"""The bytes of a request without ids, and the kind of socket."""
+_DIGEST_KEY = token_bytes(32)
+
+WriteKey = bytes
+"""A digest of a request without ids, which may hold a token or a password, and of the kind of socket."""
 
 
 def key_and_id(data: bytes, socket_kind: bytes) -> tuple[WriteKey, bytes]:
     """The key of a request, and its `X-Request-Id`, b"" if it has none."""
     end = data.find(b"\r\n\r\n") + 4
     head, id = without_ids(data[:end])
-    return (head + data[end:], socket_kind), id
+    return blake2b(head + data[end:], key=_DIGEST_KEY, digest_size=16, person=socket_kind).digest(), id
 
 
 class KnownWrite:
@@ -94,7 +98,7 @@ class KnownWrites:
         return known if known is None or known.write.rules is self._rules() else None
 
     def admits(self, key: WriteKey) -> bool:
-        return len(key[0]) <= MAX_LENGTH and self._seen.check_and_add(key)
+        return self._seen.check_and_add(key)
 
     def offer(self, key: WriteKey, since: int, hops: Sequence[str], write: Repeatable) -> None:
         """`since`: the `serial` before the request passed access control."""
@@ -145,7 +149,7 @@ class WriteProtocol(LimitedProtocol):
     def _repeat_write(self, data: bytes, socket_kind: bytes) -> bool:
         """Begins the write in these bytes, which follow a whole request, if it is known."""
         writes = self.writes
-        if writes is None or self.flow.write_paused or self.transport.is_closing():
+        if writes is None or len(data) > MAX_LENGTH or self.flow.write_paused or self.transport.is_closing():
             return False
         key, id = key_and_id(data, socket_kind)
         known = writes.find(key)
@@ -195,6 +199,8 @@ class WriteProtocol(LimitedProtocol):
         """The request in these bytes goes to the app. If it came before, the app may say how to repeat it."""
         writes, scope = self.writes, self.scope
         if writes is None or scope["method"] in ("GET", "HEAD") or scope["http_version"] != "1.1":
+            return
+        if len(data) > MAX_LENGTH:
             return
         names = [name for name, _ in scope["headers"]]
         key, id = key_and_id(data, socket_kind)

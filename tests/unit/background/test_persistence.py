@@ -255,6 +255,20 @@ async def test_restore_gives_a_small_cache_the_services_confirmed_last(tmp_path:
     await second.ends()
 
 
+async def test_restore_drops_no_service_for_one_without_instances(tmp_path: Path, clock: FakeClock) -> None:
+    first = Life(tmp_path, clock, shelf=Shelf(*(snapshot(instance(), service=key(n)) for n in "abyz")))
+    for name in "abyz":
+        await first.agent.read(key(name))
+    for name in "yz":
+        await first.agent.write(Deregister(key(name), "10.0.0.1", 80))
+    await first.ends()
+    second = Life(tmp_path, clock, cache=CachePolicy(max_services=2))
+    second.disk.restore()
+    await second.ends()
+    assert second.names() == ["a", "b", "y", "z"]
+    assert sorted(row[2] for row in rows(tmp_path)) == ["a", "b", "y", "z"]
+
+
 async def test_flush_writes_a_service_that_never_changes(tmp_path: Path, clock: FakeClock) -> None:
     """What is confirmed unchanged is no change that anybody is told of, and known all the same."""
     life = Life(tmp_path, clock, shelf=Shelf(snapshot(service=key("empty"))))

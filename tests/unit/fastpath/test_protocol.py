@@ -298,6 +298,16 @@ async def test_connection_close_keeps_what_is_behind_it_from_the_app() -> None:
     assert [scope["method"] for scope in service.scopes if scope["path"] == "/plain"] == []
 
 
+async def test_proxy_connection_close_closes_the_connection() -> None:
+    connection = Connection(Service())
+    await connection.warm()
+    for _ in range(3):
+        connection.protocol, connection.transport = connection.open()
+        answer = await connection.say(GET.replace(b"\r\n\r\n", b"\r\nProxy-Connection: close\r\n\r\n"))
+        assert b"\r\nconnection: close\r\n" in answer
+        assert connection.transport.closing
+
+
 async def test_http_1_0_closes_the_connection_each_time() -> None:
     service = Service()
     connection = Connection(service)
@@ -319,6 +329,7 @@ async def test_http_1_0_closes_the_connection_each_time() -> None:
         b"GET /list HTTP/1.1\r\nHost: here\r\nUpgrade: h2c\r\n\r\n",
         b"GET /list HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n\r\n",
         b"GET /list HTTP/1.1\r\nHost: here\r\nCache-Control: max-age=1\r\n\r\n",
+        b"GET /list HTTP/1.1\r\nHost: here\r\nProxy-Connection: keep-alive\r\n\r\n",
         b"GET /plain HTTP/1.1\r\nHost: here\r\n\r\n",
         b"GET /list HTTP/1.1\r\nHost: here\r\nX: " + b"x" * 9000 + b"\r\n\r\n",
     ],

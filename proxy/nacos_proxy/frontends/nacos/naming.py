@@ -172,7 +172,8 @@ class NacosApi:
             renew: Callable[[], object] | None = None
             if self._on_list is not None:
                 self._on_list(call, snapshot)
-                renew = partial(self._on_list, call, snapshot) if call.push is not None else None
+                if call.push is not None:
+                    renew = partial(agent.supervisor.call, "udp push", self._on_list, call, snapshot)
             mark_cacheable(scope, agent, result, cache_control, renew=renew)
             return ServiceView(snapshot, snapshot.select(call.cluster_set, call.healthy_only)), _headers(result)
         if isinstance(call, ReadInstance):

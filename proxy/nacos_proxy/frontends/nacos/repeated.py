@@ -15,6 +15,7 @@ from nacos_proxy.core.agent import Agent, Written
 from nacos_proxy.frontends.answers import ANSWER_HEADER
 from nacos_proxy.model.calls import Write
 from nacos_proxy.model.errors import ProxyError
+from nacos_proxy.model.services import EMPTY
 from nacos_proxy.wire.http import HttpReply, HttpRequest, Pairs, RouteName
 from nacos_proxy.wire.nacos.base import Dialect, Operation
 
@@ -53,7 +54,7 @@ class RepeatedWrite:
         self._agent = agent
         self._dialect = dialect
         self._operation = operation
-        self._request = request
+        self._request = request._replace(query=(), form=(), headers=EMPTY)  # an error needs no more of it
         self._call = call
         self._heard = heard
         self._last: tuple[Any, str, HttpReply] | None = None  # result, how, and the reply made from them
@@ -69,14 +70,15 @@ class RepeatedWrite:
     def _reply(self, outcome: asyncio.Future[Written[Any]]) -> HttpReply:
         """The same object as last time if the result is the same, so that its bytes need not be made again."""
         try:
+            error = outcome.exception()
+            if isinstance(error, ProxyError):
+                return self._dialect.write_error(self._request, error, int(self._agent.clock.wall() * 1000))
             written = outcome.result()
             if self._last is None or self._last[0] is not written.result or self._last[1] != written.how:
                 reply = self._operation.write_reply(self._call, written.result)
                 reply = reply._replace(headers=reply.headers + answer_headers(written))
                 self._last = written.result, written.how, reply
             return self._last[2]
-        except ProxyError as error:
-            return self._dialect.write_error(self._request, error, int(self._agent.clock.wall() * 1000))
         except (Exception, asyncio.CancelledError):
             log.exception("a repeated write failed")
             return FAILED

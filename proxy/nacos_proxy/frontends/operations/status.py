@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from nacos_proxy.catalog.cache import Cache
 from nacos_proxy.catalog.entries import Entry
 from nacos_proxy.catalog.freshness import Freshness
 from nacos_proxy.catalog.registrations import Registration
@@ -96,10 +97,9 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
     """
     catalog = view.agent.catalog
     reasons: list[str] = []
-    knows_nothing = not any(entry.visible is not None for entry in catalog.cache.entries())
     if not catalog.breaker.up:
         reasons.append(f"upstream: {catalog.breaker.reason or 'no answer'}")
-        if knows_nothing:
+        if not _knows_any(catalog.cache):
             return "unready", [*reasons, NOTHING_CACHED]
     elif catalog.breaker.doubt:
         reasons.append(f"upstream: the upper proxy has lost its upstream: {catalog.breaker.doubt}")
@@ -112,7 +112,7 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
     upstream = view.upstream()
     if refused := upstream.get("login", {}).get("error"):
         reasons.append(f"login: {refused}")
-        if knows_nothing:
+        if not _knows_any(catalog.cache):
             return "unready", [*reasons, NOTHING_CACHED]
     if catalog.registrations.full:
         reasons.append("registrations: more than can be remembered; the newest are not registered again after a loss")
@@ -123,6 +123,11 @@ def readiness(view: OperatorView) -> tuple[str, list[str]]:
     notes = [f"upstream: {upstream['note']}"] if "note" in upstream else []
     notes += [f"node {s['url']}: down: {s['error']}" for s in down]
     return ("degraded" if reasons or 2 * len(down) > len(servers) else "ready"), [*reasons, *notes]
+
+
+def _knows_any(cache: Cache) -> bool:
+    """Whether a read could be answered. It restores what is still on disk, so ask only while the upstream is away."""
+    return any(entry.visible is not None for entry in cache.entries())
 
 
 def advice_on(reason: str) -> str:
