@@ -26,7 +26,7 @@ AWAY = Unreachable("refused", arrived=False)
 
 @pytest.fixture
 def events_policy() -> EventsPolicy:
-    return EventsPolicy(quota=StreamQuotaPolicy(services_per_client=2))
+    return EventsPolicy(quota=StreamQuotaPolicy(services_per_client=3))
 
 
 class Follower:
@@ -149,8 +149,10 @@ async def test_a_slow_follower_gets_no_heartbeats(shelved: World) -> None:
 
 
 async def test_too_many_services_and_a_proxy_that_stops_are_refused(shelved: World) -> None:
-    stream = await follow(shelved, {key(name): "" for name in "abc"})
+    stream = await follow(shelved, {key(name): "" for name in "abcd"})
     assert stream.exchange.status == 429
+    stream = await follow(shelved, {key(f"illegal {name}"): "" for name in "abcd"})
+    assert stream.exchange.status == 429, "their number is checked first"
     shelved.events.close()
     stream = await follow(shelved, {KEY: ""})
     assert (stream.exchange.status, stream.exchange.headers["retry-after"]) == (503, "2")
@@ -160,7 +162,10 @@ async def test_an_illegal_name_does_not_end_the_stream_of_the_others(shelved: Wo
     stream = await follow(shelved, {KEY: "", key("a b"): "", key("x", group="?"): ""})
     assert stream.kinds == ["begin", "snapshot", "current"]
     assert shelved.agent.catalog.cache.get(key("a b")) is None
+    state = read_current(json.loads(stream.events[-1].data))
+    assert state.via is not None and state.unconfirmed == {key("a b"), key("x", group="?")}
     await stream.exchange.leave()
+    assert shelved.events.quota.open == 0
 
 
 async def test_followers_and_readers_of_one_change_get_their_own_forms(shelved: World) -> None:
