@@ -67,7 +67,7 @@ class FollowStream(Stream):
     ) -> None:
         super().__init__(api, scope, Filter(frozenset(named)), WHOLE_VIEW, after, client)
         self._revisions: Mapping[ServiceKey, str] = revisions
-        self._unsent: set[ServiceKey] = set()  # services of which nothing was known when the stream began
+        self._unsent: set[ServiceKey] = set()  # services of which nothing is known
 
     async def _begin(self) -> Callable[[Channel], Iterator[bytes]]:
         agent = self._api.agent
@@ -101,6 +101,12 @@ class FollowStream(Stream):
         known = oldest is not None and not catalog.breaker.outage
         via: Via | None = via_of(oldest) if known and oldest is not None else None
         return encode(CURRENT, write_current(via, unconfirmed if via is not None else ()), id)
+
+    def lose(self, key: ServiceKey) -> None:
+        """The stream of all others goes on. As the cache has lost the list, it is no longer confirmed."""
+        if self._mailbox is not None:
+            self._mailbox.drop(key)
+        self._unsent.add(key)
 
     def beat(self) -> None:
         """Sends what became known without a change, and how old all lists are; nothing to a slow reader."""

@@ -192,10 +192,12 @@ class EventsApi:
             self._ticker.cancel()
 
     def refuse(self, why: ProxyError, key: ServiceKey | None = None) -> None:
-        """Ends the streams of a service (or all), and answers its long polls with `why`, as access to it was lost."""
+        """Access to a service (or all) was lost: its readers lose it, and its long polls are answered with `why`."""
         for reader in self._readers():
-            if key is None or reader.interest.wants(key):
+            if key is None:
                 reader.end()
+            elif reader.interest.wants(key):
+                reader.lose(key)
         self.polls.refuse(why, key)
 
     def _readers(self) -> list[Stream]:
@@ -343,6 +345,10 @@ class Stream:
     def end(self) -> None:
         """Ends the stream because the proxy stops or its client lost access. An exception does not reach the caller."""
         self._api.agent.supervisor.call("event stream", self._close)
+
+    def lose(self, key: ServiceKey) -> None:
+        """The upstream no longer shows a service of this stream."""
+        self.end()
 
     def _close(self) -> None:
         if self._channel is not None:

@@ -11,17 +11,19 @@ from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.frontends.rest.models import Whole
 from nacos_proxy.model.calls import Metrics
-from nacos_proxy.model.errors import Unreachable
+from nacos_proxy.model.errors import Reason, Refused, Unreachable
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.rest.sse import Decoder, Event
 from nacos_proxy.wire.rest.tiers import read_begin, read_current, read_whole, write_follow
 from tests.helpers.asgi import Exchange, scope, start
 from tests.helpers.build import KEY, instance, key, snapshot
+from tests.helpers.clock import settle
 from tests.unit.frontends.conftest import World, register
 
 A, OFF = instance("10.0.0.1"), instance("10.0.0.2", enabled=False)
 STOCK = key("stock")
 AWAY = Unreachable("refused", arrived=False)
+DENIED = Refused(Reason.NO_RIGHT, "authorization failed!", status=403)
 
 
 @pytest.fixture
@@ -128,6 +130,41 @@ async def test_nothing_is_confirmed_during_an_outage(shelved: World) -> None:
     assert (read_begin(begin).outage, read_current(current).via) == ("refused", None)
     for each in (stream, late):
         await each.exchange.leave()
+
+
+async def test_a_service_that_the_upstream_no_longer_shows_ends_no_stream(shelved: World) -> None:
+    stream = await follow(shelved, {KEY: "", STOCK: ""})
+    stream.exchange.hold()
+    for ip in ("10.0.0.8", "10.0.0.9"):
+        await register(shelved, ip)
+    shelved.agent.catalog.cache.reject(KEY, DENIED, shelved.clock.now(), forbidden=True)
+    shelved.events.refuse(DENIED, KEY)
+    stream.exchange.release()
+    await shelved.agent.refresh(STOCK)
+    await shelved.clock.advance(15.0)
+    assert shelved.events.readers == 1
+    assert stream.kinds.count("change") == 1, "the second waited"
+    state = read_current(json.loads(stream.events[-1].data))
+    assert state.via is not None and state.unconfirmed == {KEY}
+
+
+async def test_a_service_that_the_upstream_shows_again_is_sent_again(shelved: World) -> None:
+    stream = await follow(shelved, {KEY: ""})
+    shelved.agent.catalog.cache.reject(KEY, DENIED, shelved.clock.now(), forbidden=True)
+    shelved.events.refuse(DENIED, KEY)
+    await shelved.clock.advance(15.0)
+    await shelved.agent.refresh(KEY)
+    await shelved.clock.advance(15.0)
+    assert read_whole(json.loads(stream.events[-2].data)).snapshot == snapshot(A, OFF, threshold=0.5)
+    assert read_current(json.loads(stream.events[-1].data)).unconfirmed == frozenset()
+    await stream.exchange.leave()
+
+
+async def test_a_stream_ends_when_all_services_are_refused(shelved: World) -> None:
+    await follow(shelved, {KEY: ""})
+    shelved.events.refuse(DENIED)
+    await settle()
+    assert shelved.events.readers == 0
 
 
 @pytest.mark.parametrize(("last", "reset"), [("e-0", False), ("f-7", True)])
