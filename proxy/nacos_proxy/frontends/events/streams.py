@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -306,7 +306,6 @@ class Stream:
 
     def _next_chunk(self, channel: Channel, mailbox: Mailbox) -> bytes:
         """Whole waiting events, about `_CHUNK` bytes; b"" if there are none."""
-        api, view, frame = self._api, self._view, channel.frame
         pieces: list[bytes] = []
         size = 0
         while size < _CHUNK:
@@ -315,10 +314,13 @@ class Stream:
                 pieces.append(piece)
                 size += len(piece)
             elif events := mailbox.take():
-                self._waiting = (api.encoded(event, view, frame) for event in events)
+                self._waiting = self._framed(events, channel.frame)
             else:
                 break
         return b"".join(pieces)
+
+    def _framed(self, events: Collection[Event], frame: Callable[[bytes], bytes]) -> Iterator[bytes]:
+        return (self._api.encoded(event, self._view, frame) for event in events)
 
     def _send(self, event: Event) -> None:
         """Writes an event. An exception ends only this stream, so that the other readers get the event."""

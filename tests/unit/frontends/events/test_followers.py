@@ -10,7 +10,7 @@ import pytest
 from nacos_proxy.frontends.events.stream_quota import StreamQuotaPolicy
 from nacos_proxy.frontends.events.streams import EventsPolicy
 from nacos_proxy.frontends.rest.models import Whole
-from nacos_proxy.model.calls import Metrics
+from nacos_proxy.model.calls import Metrics, Register
 from nacos_proxy.model.errors import Reason, Refused, Unreachable
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.wire.rest.sse import Decoder, Event
@@ -46,10 +46,10 @@ class Follower:
         return [event.kind for event in self.events]
 
 
-async def follow(world: World, revisions: dict[ServiceKey, str], last: str = "") -> Follower:
+async def follow(world: World, revisions: dict[ServiceKey, str], last: str = "", held: bool = False) -> Follower:
     headers = {"content-type": "application/json", **({"last-event-id": last} if last else {})}
     request = scope("POST", "/api/v1/events", headers)
-    return Follower(await start(world.app, request, write_follow(revisions)))
+    return Follower(await start(world.app, request, write_follow(revisions), held=held))
 
 
 @pytest.fixture
@@ -117,6 +117,61 @@ async def test_heartbeats_bring_the_list_of_a_service_that_was_unknown_and_has_n
     await stream.exchange.leave()
 
 
+async def test_heartbeats_do_not_repeat_the_list_that_a_change_has_brought(world: World) -> None:
+    world.registry.script = lambda call: AWAY
+    stream = await follow(world, {KEY: "", STOCK: ""})
+    world.registry.script = world.shelf
+    for each in (KEY, STOCK):
+        world.shelf.services[each] = snapshot(A, service=each)
+    await world.agent.refresh(KEY)
+    stream.exchange.hold()
+    await register(world, "10.0.0.9")  # it is being written while the next change waits
+    await world.agent.refresh(STOCK)
+    stream.exchange.release()
+    await world.clock.advance(31.0)
+    assert stream.kinds[:5] == ["begin", "current", "change", "change", "change"]
+    assert stream.kinds.count("current") > 1 and "snapshot" not in stream.kinds
+    await stream.exchange.leave()
+
+
+async def test_heartbeats_bring_large_lists_one_after_another_as_they_are_by_then(world: World) -> None:
+    world.registry.script = lambda call: AWAY
+    stream = await follow(world, {KEY: "old", STOCK: "old"})
+    world.registry.script = world.shelf
+    for each in (KEY, STOCK):
+        world.shelf.services[each] = snapshot(service=each, extra={"note": "x" * 20_000})
+        await world.agent.refresh(each)
+    stream.exchange.hold()
+    await world.clock.advance(16.0)
+    await world.agent.write(Register(STOCK, A))
+    stream.exchange.release()
+    await settle()
+    assert stream.kinds[:5] == ["begin", "current", "snapshot", "snapshot", "current"]
+    orders, stock = (read_whole(json.loads(event.data)).snapshot for event in stream.events[2:4])
+    assert (orders.key, orders.instances, stock.key, stock.instances) == (KEY, (), STOCK, (A,))
+    assert "change" not in stream.kinds
+    await stream.exchange.leave()
+
+
+async def test_the_first_lists_are_as_they_are_when_they_are_written(shelved: World) -> None:
+    stream = await follow(shelved, {KEY: ""}, held=True)
+    await register(shelved, "10.0.0.9")
+    stream.exchange.release()
+    await settle()
+    assert stream.kinds == ["begin", "snapshot", "current"]
+    assert len(read_whole(json.loads(stream.events[1].data)).snapshot.instances) == 3
+    await stream.exchange.leave()
+
+
+async def test_lists_are_confirmed_only_after_the_changes_that_waited(shelved: World) -> None:
+    stream = await follow(shelved, {KEY: shelved.shelf.services[KEY].revision}, held=True)
+    await register(shelved, "10.0.0.9")
+    stream.exchange.release()
+    await settle()
+    assert stream.kinds == ["begin", "change", "current"]
+    await stream.exchange.leave()
+
+
 async def test_nothing_is_confirmed_during_an_outage(shelved: World) -> None:
     stream = await follow(shelved, {KEY: ""})
     shelved.registry.script = lambda call: AWAY
@@ -155,6 +210,7 @@ async def test_a_service_that_the_upstream_shows_again_is_sent_again(shelved: Wo
     await shelved.clock.advance(15.0)
     await shelved.agent.refresh(KEY)
     await shelved.clock.advance(15.0)
+    assert stream.kinds.count("snapshot") + stream.kinds.count("change") == 2
     assert read_whole(json.loads(stream.events[-2].data)).snapshot == snapshot(A, OFF, threshold=0.5)
     assert read_current(json.loads(stream.events[-1].data)).unconfirmed == frozenset()
     await stream.exchange.leave()
