@@ -96,10 +96,11 @@ class Exchange:
         return json.loads(self.body)
 
 
-async def start(app: ASGIApp, request: dict[str, Any], body: bytes = b"") -> Exchange:
-    """Begins a request and lets the app run until it waits for something."""
+async def start(app: ASGIApp, request: dict[str, Any], body: bytes = b"", *, held: bool = False) -> Exchange:
+    """Begins a request and lets the app run until it waits for something. `held`: it waits with the answer's head."""
     exchange = Exchange(request)
-    exchange.release()
+    if not held:
+        exchange.release()
     exchange._requests.put_nowait({"type": "http.request", "body": body, "more_body": False})
     exchange._task = spawn(_run(app, exchange), name="app under test")
     await settle()

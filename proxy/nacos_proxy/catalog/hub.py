@@ -211,9 +211,12 @@ class Hub:
             _discard(self._by_group, mailbox.filter.everything, mailbox)
         return True
 
+    def is_of_this_run(self, id: str) -> bool:
+        return id.rpartition("-")[0] == self.epoch
+
     def _since(self, after: str) -> list[Event] | None:
-        epoch, _, text = after.rpartition("-")
-        if epoch != self.epoch or not text.isdecimal() or int(text) > self.published:
+        text = after.rpartition("-")[2]
+        if not self.is_of_this_run(after) or not text.isdecimal() or int(text) > self.published:
             return None
         missed = self.published - int(text)
         kept = len(self._history)

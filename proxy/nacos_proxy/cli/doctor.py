@@ -29,7 +29,7 @@ from nacos_proxy.cli.client_options import can_bind
 from nacos_proxy.cli.failures import ApiProblem, Unreached
 from nacos_proxy.cli.rest_client import RestClient
 from nacos_proxy.model.calls import Fetch, ListServices, ServerState
-from nacos_proxy.model.errors import Malformed, ProxyError, Reason, Refused, UpstreamError
+from nacos_proxy.model.errors import Malformed, ProxyError, Reason, Refused, UpstreamError, is_denied
 from nacos_proxy.model.masking import shown_url
 from nacos_proxy.model.printable import printable
 from nacos_proxy.model.services import DEFAULT_GROUP, DEFAULT_NAMESPACE, ServiceKey
@@ -45,6 +45,7 @@ from nacos_proxy.wire.service_files import BadFile
 CLOCK_TOLERANCE = 5.0  # seconds
 LATENCY_CALLS = 5  # the median is shown
 CONNECT_TIMEOUT = 2.0  # seconds
+TOKEN_TODO = "set upstream_token_file to a file with a token of the upper proxy that has the right to read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,8 @@ async def _upper_proxy_finding(registry: NacosRegistry) -> Finding:
     try:
         await registry.send(Fetch(ServiceKey(DEFAULT_NAMESPACE, DEFAULT_GROUP, "nacos-proxy-doctor")))
     except ProxyError as error:
-        return Finding("proxy", False, str(error), "write the address of Nacos itself without 'proxy+'")
+        todo = TOKEN_TODO if is_denied(error) else "write the address of Nacos itself without 'proxy+'"
+        return Finding("proxy", False, str(error), todo)
     return Finding("proxy", True, "it is a nacos-proxy, whose event stream is followed")
 
 
@@ -159,6 +161,8 @@ async def _login_finding(registry: NacosRegistry, url: str, s: Settings) -> Find
             todo = "set upstream_context_path to the path of its API, or append the path to the URL"
             return Finding("API", False, f"there is no Nacos API at {urlsplit(url).path or '/'}: {error}", todo)
         todo = f"check the password and rights of {s.username!r}" if s.username else "set username and password_file"
+        if s.of_proxy and is_denied(error):
+            todo = TOKEN_TODO
         return Finding("login", False, f"reading services was refused: {error}", todo)
     except ProxyError as error:
         return Finding("login", False, str(error), "see the result for the upstream")

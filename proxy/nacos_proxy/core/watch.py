@@ -69,9 +69,8 @@ class Watches:
         await self._read_all(revisions.keys())
         async for entry in in_turns([self._cache.get(key) for key in revisions], 200):
             _ = entry is not None and entry.visible is not None and entry.visible.revision  # it is kept, and costs time
-        mailbox = self._hub.subscribe(Filter(frozenset(revisions)), wake, after)
-        mailbox.take()  # what it missed is in the snapshots
-        mailbox.client = client
+        mailbox = self._hub.subscribe(Filter(frozenset(revisions)), wake)  # what it missed is in the snapshots
+        mailbox.client, mailbox.reset = client, bool(after) and not self._hub.is_of_this_run(after)
         now, watcher, changed = self._clock.now(), _watcher(mailbox), list[Snapshot]()
         for key, revision in revisions.items():
             self._cache.watch(key, now, watcher)

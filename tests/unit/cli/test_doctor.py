@@ -64,6 +64,18 @@ async def test_upstream_findings_name_a_nacos_that_is_called_a_proxy() -> None:
     assert (finding.ok, finding.todo) == (False, "write the address of Nacos itself without 'proxy+'")
 
 
+async def test_upstream_findings_of_a_proxy_that_wants_a_token_name_the_setting(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("12345678")
+    token.chmod(0o600)
+    async with serving(tokens="admin:12345678") as upper:
+        without = await found(upstream=f"proxy+{upper.url}")
+        findings = await found(upstream=f"proxy+{upper.url}", upstream_token_file=token)
+    for about in ("login", "proxy"):
+        assert (without[about].ok, findings[about].ok) == (False, True)
+        assert without[about].todo.startswith("set upstream_token_file to ")
+
+
 async def test_upstream_findings_of_an_unreachable_proxy_name_its_port() -> None:
     (finding,) = (await found(upstream=f"proxy+http://127.0.0.1:{free_port()}")).values()
     assert "(8840)" in finding.todo

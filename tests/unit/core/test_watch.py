@@ -21,9 +21,9 @@ from tests.helpers.world import AWAY, A, B, C, World
 
 
 class Watched:
-    def __init__(self, strict: bool = False) -> None:
+    def __init__(self, strict: bool = False, hub: HubPolicy = HubPolicy()) -> None:  # noqa: B008 - a frozen value
         self.cache = Cache(CachePolicy(), PendingPolicy(), itertools.repeat(0.5).__next__)
-        self.hub = Hub(HubPolicy(), "e")
+        self.hub = Hub(hub, "e")
         self.watches = Watches(self.cache, self.hub, self.read, FakeClock(), strict)
         self.known: dict[ServiceKey, Any] = {KEY: snapshot(A)}
 
@@ -193,3 +193,11 @@ async def test_watch_from_replays_nothing_and_says_whether_the_hub_is_the_same()
     same, _ = await world.watches.watch_from({KEY: "old"}, lambda: None, "e-0", "")
     other, _ = await world.watches.watch_from({KEY: "old"}, lambda: None, "f-0", "")
     assert (len(same), same.reset, other.reset) == (0, False, True)
+
+
+async def test_watch_from_knows_its_run_by_an_id_that_the_history_no_longer_has() -> None:
+    world = Watched(hub=HubPolicy(history=1))
+    for _ in range(2):
+        world.hub.publish(Change(snapshot(), snapshot(A), "poll"))
+    assert world.hub.subscribe(Filter(), lambda: None, "e-0").reset
+    assert not (await world.watches.watch_from({KEY: "old"}, lambda: None, "e-0", ""))[0].reset

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -192,10 +192,12 @@ class EventsApi:
             self._ticker.cancel()
 
     def refuse(self, why: ProxyError, key: ServiceKey | None = None) -> None:
-        """Ends the streams of a service (or all), and answers its long polls with `why`, as access to it was lost."""
+        """Access to a service (or all) was lost: its readers lose it, and its long polls are answered with `why`."""
         for reader in self._readers():
-            if key is None or reader.interest.wants(key):
+            if key is None:
                 reader.end()
+            elif reader.interest.wants(key):
+                reader.lose(key)
         self.polls.refuse(why, key)
 
     def _readers(self) -> list[Stream]:
@@ -304,7 +306,6 @@ class Stream:
 
     def _next_chunk(self, channel: Channel, mailbox: Mailbox) -> bytes:
         """Whole waiting events, about `_CHUNK` bytes; b"" if there are none."""
-        api, view, frame = self._api, self._view, channel.frame
         pieces: list[bytes] = []
         size = 0
         while size < _CHUNK:
@@ -313,10 +314,13 @@ class Stream:
                 pieces.append(piece)
                 size += len(piece)
             elif events := mailbox.take():
-                self._waiting = (api.encoded(event, view, frame) for event in events)
+                self._waiting = self._framed(events, channel.frame)
             else:
                 break
         return b"".join(pieces)
+
+    def _framed(self, events: Collection[Event], frame: Callable[[bytes], bytes]) -> Iterator[bytes]:
+        return (self._api.encoded(event, self._view, frame) for event in events)
 
     def _send(self, event: Event) -> None:
         """Writes an event. An exception ends only this stream, so that the other readers get the event."""
@@ -343,6 +347,10 @@ class Stream:
     def end(self) -> None:
         """Ends the stream because the proxy stops or its client lost access. An exception does not reach the caller."""
         self._api.agent.supervisor.call("event stream", self._close)
+
+    def lose(self, key: ServiceKey) -> None:
+        """The upstream no longer shows a service of this stream."""
+        self.end()
 
     def _close(self) -> None:
         if self._channel is not None:
