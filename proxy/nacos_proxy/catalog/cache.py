@@ -268,6 +268,12 @@ class Cache:
         entry.retry_at = now + backoff.delay(entry.failures, self._rng)
         self._schedule_at(entry, entry.retry_at, now)
 
+    def abandon(self, key: ServiceKey, now: float) -> None:
+        """A fetch failed because of the request that it was for: the service is due as if there had been none."""
+        entry = self._get_or_create(key)
+        entry.fetching = False
+        self._schedule_at(entry, max(now + self._base_interval(entry) * self._jitter(), entry.retry_at), now)
+
     def retry_failed(self, now: float) -> None:
         """The upstream is back: reads may retry failed fetches at once, and polls do so within one interval."""
         for entry in self._store:
