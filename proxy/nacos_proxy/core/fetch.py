@@ -64,6 +64,7 @@ class Fetcher:
             raise
         finally:
             self.in_flight.pop(key, None)
+        self._sender.heard(snapshot.via)
         change = cache.accept(
             snapshot,
             self._clock.now(),
