@@ -180,7 +180,7 @@ def is_loop(error: ProxyError | None) -> bool:
 def is_unavailable(error: ProxyError | None) -> bool:
     """Whether the outcome of a call (None: success) shows that the upstream is unavailable."""
     if isinstance(error, Refused):
-        return (error.status >= 500 and not is_loop(error)) or error.reason is Reason.NO_PEER
+        return error.status >= 500 or error.reason is Reason.NO_PEER
     return isinstance(error, Unreachable | TooSlow | Garbled)
 
 

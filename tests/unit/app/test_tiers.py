@@ -278,6 +278,18 @@ async def test_a_request_that_passed_four_proxies_is_refused_in_the_callers_dial
         assert (await proxy.http.get(SERVICE, headers={"x-nacos-proxy-hops": "a, b, c"})).status_code == 200
 
 
+async def test_readers_who_claim_to_have_passed_proxies_do_not_make_a_lower_one_lose_the_upper_one() -> None:
+    clock = FakeClock()
+    async with serving(clock=clock) as upper, below(upper.url, clock) as lower:
+        await following(clock, lower)
+        for number in range(4):
+            path, hops = f"/api/v1/services/unknown{number}", {"x-nacos-proxy-hops": "a, b, c"}
+            answer = await lower.http.get(path, headers=hops)
+            assert (answer.status_code, "at most 3" in answer.json()["detail"]) == (508, True)
+            assert (await lower.http.get(path)).status_code != 508
+        assert (await lower.http.get("/readyz")).json() == {"status": "ready", "reasons": []}
+
+
 async def test_proxies_whose_upstreams_are_each_other_say_so() -> None:
     clock = FakeClock()
     a, b = free_port(), free_port()
