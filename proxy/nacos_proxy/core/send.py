@@ -77,18 +77,19 @@ class Sender:
 
         Calls still go to the upstream, which answers what it can.
         """
-        catalog = self._catalog
-        if bool(reason) != bool(catalog.breaker.doubt):
-            if reason:
-                log.warning("the upstream has lost its own upstream: %s", reason)
-            else:
-                log.warning("the upstream no longer says that its own upstream is lost")
-            self.suspect()
-            self._doubted_at = self._clock.now()
-            catalog.breaker.doubt, catalog.cache.doubted = reason, bool(reason)
-            if catalog.breaker.up:
-                self._publish_doubt()
-        catalog.breaker.doubt = reason
+        breaker, cache = self._catalog.breaker, self._catalog.cache
+        changed = bool(reason) != bool(breaker.doubt)
+        breaker.doubt, cache.doubted = reason, bool(reason)
+        if not changed:
+            return
+        if reason:
+            log.warning("the upstream has lost its own upstream: %s", reason)
+        else:
+            log.warning("the upstream no longer says that its own upstream is lost")
+        self._doubted_at = self._clock.now()
+        self.suspect()
+        if breaker.up:
+            self._publish_doubt()
 
     def _publish_doubt(self) -> None:
         doubt = self._catalog.breaker.doubt
