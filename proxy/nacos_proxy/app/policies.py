@@ -37,7 +37,8 @@ MAX_TTL = 3600  # seconds; nobody wants to wait longer for a change
 
 def agent_policy(s: Settings, *, strict: bool) -> AgentPolicy:
     """`strict` is for agents that act on a client's account: only the upstream can accept their writes."""
-    return AgentPolicy(s.cold_wait, strict=strict, outage_writes=s.outage_writes and not strict)
+    outage_writes = s.outage_writes and not strict
+    return AgentPolicy(s.cold_wait, strict=strict, outage_writes=outage_writes, below_proxy=s.of_proxy)
 
 
 def pending_policy(s: Settings) -> PendingPolicy:

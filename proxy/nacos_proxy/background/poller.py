@@ -189,7 +189,6 @@ class Poller:
         cache.set_push_alive(self.push_alive, now)
         if was and not self.push_alive:
             log.warning("push is unavailable; polling at the normal pace")
-            self._agent.doubt("")  # nobody would say that the doubt is over
             self._forget_prepared()
         if self._push_changes != cache.watched_changes:
             self._push_changes = cache.watched_changes

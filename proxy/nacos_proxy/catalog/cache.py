@@ -115,7 +115,7 @@ class Cache:
     def may_refresh(self, key: ServiceKey, now: float) -> bool:
         """Whether a read of a stale snapshot may start a fetch now."""
         entry = self._store.get(key)
-        return entry is None or (not entry.fetching and entry.retry_at <= now)
+        return entry is None or (not entry.fetching and entry.retry_at <= now and not self._is_futile(entry))
 
     def _ttl(self, entry: Entry) -> float:
         """It counts from when the upstream was heard. What the upstream had counted by then comes on top."""
@@ -267,6 +267,12 @@ class Cache:
         backoff = Backoff(self._base_interval(entry), MAX_BACKOFF, jitter=0.5)
         entry.retry_at = now + backoff.delay(entry.failures, self._rng)
         self._schedule_at(entry, entry.retry_at, now)
+
+    def abandon(self, key: ServiceKey, now: float) -> None:
+        """A fetch failed because of the request that it was for: the service is due as if there had been none."""
+        entry = self._get_or_create(key)
+        entry.fetching = False
+        self._schedule_at(entry, max(now + self._base_interval(entry) * self._jitter(), entry.retry_at), now)
 
     def retry_failed(self, now: float) -> None:
         """The upstream is back: reads may retry failed fetches at once, and polls do so within one interval."""
@@ -432,6 +438,9 @@ class Cache:
                 continue
             elif self._schedule.due_at(key) < math.inf:  # it got a new due time while it waited
                 continue
+            elif self._is_futile(entry):
+                self._schedule_at(entry, now + self._poll_interval(entry) * self._jitter(), now)
+                continue
             if not entry.fetching:
                 entry.fetching = True
                 keys.append(key)
@@ -455,6 +464,11 @@ class Cache:
 
     def _is_pushed(self, entry: Entry) -> bool:
         return self.pushed and self._covered_by_push(entry.key)
+
+    def _is_futile(self, entry: Entry) -> bool:
+        """Whether a fetch would bring the list that was pushed last: a doubted upstream has no other, or pushes it."""
+        unsettled = entry.error is not None or entry.quarantined_since is not None or entry.fetch_cause == "push"
+        return self.doubted and entry.visible is not None and not unsettled and self._is_pushed(entry)
 
     def _base_interval(self, entry: Entry) -> float:
         return self._policy.interval_subscribed if entry.watchers else self._policy.interval_read

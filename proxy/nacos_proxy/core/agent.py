@@ -34,12 +34,14 @@ class AgentPolicy:
     """A read waits at most `cold_wait` seconds: legacy clients give up after 3 (nacos-http.md 10.1).
 
     `strict`: if the upstream refuses to show a service for lack of rights, forget the service and call `on_barred`.
-    `outage_writes`: while the upstream is away, accept writes about ephemeral instances here.
+    `outage_writes`: while the upstream is away, accept writes about ephemeral instances here. `below_proxy`: the
+    upstream is another proxy.
     """
 
     cold_wait: float = 2.5
     strict: bool = False
     outage_writes: bool = False
+    below_proxy: bool = False
 
 
 class Agent:
@@ -60,7 +62,9 @@ class Agent:
         supervisor = supervisor or Supervisor(clock)
         committer = Committer(catalog, clock, supervisor)
         sender = Sender(registry, catalog, clock, supervisor)
-        reregistration = Reregistration(catalog.registrations, catalog.drains, sender, committer, clock, supervisor)
+        reregistration = Reregistration(
+            catalog.registrations, catalog.drains, sender, committer, clock, supervisor, policy.below_proxy
+        )
         fetcher = Fetcher(catalog, sender, reregistration, committer, clock, supervisor, policy.strict)
         pushed_lists = PushedLists(catalog, sender, reregistration, committer, clock)
         reader = Reader(catalog, fetcher, committer.counts, clock, policy.cold_wait)

@@ -20,7 +20,7 @@ from nacos_proxy.catalog.registrations import Registration, RegistrationKey
 from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
 from nacos_proxy.core.send import Sender
 from nacos_proxy.model.calls import Beat, BeatResult, Deregister, Register, SetHealth, Write
-from nacos_proxy.model.errors import BadCall, ProxyError, Refused, is_unavailable
+from nacos_proxy.model.errors import BadCall, ProxyError, Refused, is_loop, is_unavailable
 from nacos_proxy.model.heartbeats import beat_interval
 from nacos_proxy.model.limits import check_instance
 from nacos_proxy.model.services import Instance
@@ -78,7 +78,7 @@ class Outage:
 
     async def after_failure(self, call: Write[Any], error: ProxyError) -> Written[Any] | ProxyError | None:
         """The answer in place of the upstream's, which failed; None if its error is the answer."""
-        if not is_unavailable(error):
+        if not is_unavailable(error) or is_loop(error):
             return None
         known = self._catalog.registrations.find(*registration_key(call)) if isinstance(call, LocalWrite) else None
         about_the_call = isinstance(error, Refused) and error.status in _ABOUT_THE_CALL

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from nacos_proxy.catalog.freshness import CacheControl, CacheResult, Freshness
 from nacos_proxy.core.commit import Catalog, Counts
 from nacos_proxy.core.fetch import Fetcher
-from nacos_proxy.model.errors import NothingKnown, Refused, Unreachable
+from nacos_proxy.model.errors import NothingKnown, ProxyError, Refused, Unreachable
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, at_most
 
@@ -88,5 +88,18 @@ class Reader:
             self._fetcher.refresh(key)
 
     async def _wait_for_fetch(self, key: ServiceKey, max_wait: float) -> None:
-        if key in self._fetcher.in_flight or self._catalog.breaker.allows(self._clock.now()):
-            await at_most(self._clock, max_wait, self._fetcher.refresh(key))
+        """Raises the error of a fetch that concerns this reader alone, so not that of a fetch for another one."""
+        now, joins = self._clock.now(), key in self._fetcher.in_flight
+        if not joins and not self._catalog.breaker.allows(now):
+            return
+        error = await self._fetch_within(key, max_wait)
+        if error is not None and joins:
+            error = await self._fetch_within(key, now + max_wait - self._clock.now())
+        if error is not None:
+            raise error
+
+    async def _fetch_within(self, key: ServiceKey, max_wait: float) -> ProxyError | None:
+        fetch = self._fetcher.refresh(key)
+        await at_most(self._clock, max_wait, fetch)
+        failed = not fetch.done() or fetch.cancelled() or fetch.exception() is not None
+        return None if failed else fetch.result()

@@ -2,6 +2,10 @@
 
 The client does not notice: the proxy answers its beat as if the upstream had never lost the instance. An instance that
 its owner deregistered, or that is drained, is not registered again.
+
+Below an upper proxy, a list that lacks an instance means little: the upper one brings back what Nacos has lost, and
+drains and deregistrations made there are to last. So lists count only after the upper one was away or is another run,
+and then a beat decides: the upper one accepts it for an instance that is drained there.
 """
 
 from __future__ import annotations
@@ -33,7 +37,10 @@ HIDDEN_FOR = 30.0  # seconds for which an existing instance that no list shows c
 
 @dataclass(slots=True, eq=False, repr=False)
 class Reregistration:
-    """Keeps registrations alive at the upstream. One task at a time registers the `_lost` ones again."""
+    """Keeps registrations alive at the upstream. One task at a time registers the `_lost` ones again.
+
+    `_below_proxy`: the upstream is another proxy.
+    """
 
     _registrations: Registrations
     _drains: Drains
@@ -41,6 +48,7 @@ class Reregistration:
     _committer: Committer
     _clock: Clock
     _supervisor: Supervisor
+    _below_proxy: bool = False
     _deregistering: Counter[RegistrationKey] = field(default_factory=lambda: Counter())
     _lost: dict[RegistrationKey, Registration] = field(default_factory=lambda: {})
     _task: asyncio.Task[None] | None = None
@@ -115,7 +123,7 @@ class Reregistration:
             known.hidden_until = -math.inf
         settled = now - known.registered_at > LISTED_WITHIN
         expected = known.beats and known.healthy(now) and settled and self._wanted(known.key)
-        hidden = not suspicious and (now < known.hidden_until or not i.enabled)
+        hidden = not suspicious and (self._below_proxy or now < known.hidden_until or not i.enabled)
         lost = listed is None or (suspicious and (_lacks_data(listed, i) or not listed.healthy))
         if not expected or hidden or not lost:
             known.missed_since = math.inf
@@ -171,12 +179,14 @@ class Reregistration:
         """Whether the upstream has the instance with its data.
 
         Look it up first, because r-nacos creates an instance for any beat. If the upstream shows it as unhealthy, or
-        does not let us see it, a beat decides.
+        does not let us see it, or is a proxy that may have drained it, a beat decides.
         """
         try:
             found = await self._look_up(registration)
         except Refused:
-            return False
+            if not self._below_proxy:
+                return False
+            found = None
         if found is not None and _lacks_data(found, registration.instance):
             return False
         return (found is not None and found.healthy) or await self._knows_beat(registration)

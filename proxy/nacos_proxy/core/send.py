@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from nacos_proxy.catalog.hub import Notice
 from nacos_proxy.core.commit import Catalog
 from nacos_proxy.model.calls import Call, Fetch
-from nacos_proxy.model.errors import BadCall, ProxyError, TooSlow, counts_for_upstream, is_unavailable
+from nacos_proxy.model.errors import BadCall, ProxyError, Refused, TooSlow, counts_for_upstream, is_unavailable
 from nacos_proxy.model.histogram import Histogram
+from nacos_proxy.model.services import Via
 from nacos_proxy.runtime import Clock, Supervisor
 from nacos_proxy.upstream.contract import Registry
 
@@ -20,6 +21,7 @@ R = TypeVar("R")
 
 log = logging.getLogger("nacos_proxy.agent")
 
+AGE_UNIT = 1.0  # ages of lists are whole seconds, rounded down
 SUSPICIOUS_FOR = 30.0  # seconds during which the cache quarantines lists that shrink a lot
 
 
@@ -37,6 +39,7 @@ class Sender:
     on_recovery: list[Callable[[], None]] = field(default_factory=lambda: [])
     durations: defaultdict[tuple[str, str], Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     _suspicious_until: float = 0.0
+    _doubted_at: float = 0.0
 
     async def send(self, call: Call[R]) -> R:
         """The upstream's result. Raises what the registry raises."""
@@ -52,10 +55,11 @@ class Sender:
         return result
 
     def _record(self, call: Call[Any], error: ProxyError | None) -> None:
+        """While in doubt, an upper proxy refuses what it cannot pass on; only no answer says that it is lost, too."""
         breaker, now = self._catalog.breaker, self._clock.now()
         if not counts_for_upstream(error, fetching=isinstance(call, Fetch)):
             return
-        if is_unavailable(error):
+        if is_unavailable(error) and not (breaker.doubt and isinstance(error, Refused)):
             self.suspect()
             if breaker.failed(now, str(error), slow=isinstance(error, TooSlow)):
                 log.warning("upstream lost: %s", error)
@@ -64,7 +68,7 @@ class Sender:
             log.warning("upstream is back")
             self.suspect()
             self._catalog.cache.retry_failed(now)
-            self._catalog.hub.publish(Notice("up", ""))
+            self._publish_doubt()
             for listener in list(self.on_recovery):
                 self._supervisor.call("recovery", listener)
 
@@ -73,16 +77,30 @@ class Sender:
 
         Calls still go to the upstream, which answers what it can.
         """
-        catalog = self._catalog
-        if bool(reason) != bool(catalog.breaker.doubt):
-            if reason:
-                log.warning("the upstream has lost its own upstream: %s", reason)
-            else:
-                log.warning("the upstream no longer says that its own upstream is lost")
-            self.suspect()
-            if catalog.breaker.up:
-                catalog.hub.publish(Notice("down", reason) if reason else Notice("up", ""))
-        catalog.breaker.doubt, catalog.cache.doubted = reason, bool(reason)
+        breaker, cache = self._catalog.breaker, self._catalog.cache
+        changed = bool(reason) != bool(breaker.doubt)
+        breaker.doubt, cache.doubted = reason, bool(reason)
+        if not changed:
+            return
+        if reason:
+            log.warning("the upstream has lost its own upstream: %s", reason)
+        else:
+            log.warning("the upstream no longer says that its own upstream is lost")
+        self._doubted_at = self._clock.now()
+        self.suspect()
+        if breaker.up:
+            self._publish_doubt()
+
+    def _publish_doubt(self) -> None:
+        doubt = self._catalog.breaker.doubt
+        self._catalog.hub.publish(Notice("down", doubt) if doubt else Notice("up", ""))
+
+    def heard(self, via: Via | None) -> None:
+        """A fetch brought a list through these caches. If the registry confirmed it since the doubt, that is over."""
+        if not self._catalog.breaker.doubt or via is None or via.stale:
+            return
+        if self._clock.now() - via.age > self._doubted_at + AGE_UNIT:
+            self.doubt("")
 
     @property
     def suspicious(self) -> bool:

@@ -169,6 +169,14 @@ class Garbled(UpstreamError):
         self.answered = answered
 
 
+def is_loop(error: ProxyError | None) -> bool:
+    """Whether an upper proxy refused the call because of the proxies that it has passed (`loop_in`).
+
+    A client can name any, so that says something about its request alone.
+    """
+    return isinstance(error, Refused) and error.status == 508
+
+
 def is_unavailable(error: ProxyError | None) -> bool:
     """Whether the outcome of a call (None: success) shows that the upstream is unavailable."""
     if isinstance(error, Refused):
@@ -196,8 +204,10 @@ def counts_for_upstream(error: ProxyError | None, *, fetching: bool) -> bool:
 
     A single unreadable list does not count, because the server answered. Two outcomes count only for fetches: 500 and
     501, because they can also mean bad parameters, and NO_PEER, because the node itself is up. `Busy` never counts,
-    because nothing was sent.
+    because nothing was sent, and neither does `is_loop`.
     """
+    if is_loop(error):
+        return False
     if fetching:
         return not isinstance(error, Busy) and not (isinstance(error, Garbled) and error.answered)
     ambiguous = isinstance(error, Refused) and (error.status in (500, 501) or error.reason is Reason.NO_PEER)

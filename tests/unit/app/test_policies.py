@@ -46,6 +46,7 @@ CASES: list[tuple[str, Any, Callable[[Settings], Any], Any]] = [
     ("cold_wait", "1s", lambda s: agent_policy(s, strict=True).cold_wait, 1.0),
     ("outage_writes", "true", lambda s: agent_policy(s, strict=False).outage_writes, True),
     ("outage_writes", "true", lambda s: agent_policy(s, strict=True).outage_writes, False),
+    ("upstream", "proxy+http://10.0.0.1:8840", lambda s: agent_policy(s, strict=False).below_proxy, True),
     ("breaker_failures", "4", lambda s: breaker_policy(s).failures, 4),
     ("breaker_longest", "9s", lambda s: breaker_policy(s).max_delay, 9.0),
     ("upstream_timeout", "2s", lambda s: breaker_policy(s).slow, 2.0),

@@ -178,6 +178,42 @@ async def _is_fresh(proxy: Served) -> bool:
     return "detail" not in (await proxy.http.get(SERVICE)).headers["cache-status"]
 
 
+async def _beats_below(clock: FakeClock, lower: Served, number: int) -> None:
+    for _ in range(number):
+        assert (await lower.http.put(f"{INSTANCE}/beat", params=here())).json()["code"] == 10200
+        await clock.advance(5.0)
+
+
+async def test_a_drain_above_outlasts_the_beats_and_the_suspicion_of_a_lower_proxy() -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as nacos, serving(clock=clock, upstream=nacos.url) as upper:
+        async with below(upper.url, clock) as lower:
+            await following(clock, lower)
+            await _beats_below(clock, lower, 3)
+            path = f"{SERVICE}/instances/10.0.0.1:80/drain"
+            assert (await upper.http.post(path, params={"wait": "0"})).json()["state"] == "drained"
+            await _beats_below(clock, lower, 3)
+            lower.components.agent.suspect()
+            lower.components.agent.refresh(KEY)
+            await _beats_below(clock, lower, 3)
+            assert (await shown(upper), await shown(lower), lower.components.agent.counts.healed) == ([], [], 0)
+            assert (await upper.http.get(path)).json()["state"] == "drained"
+
+
+async def test_a_deregistration_above_lasts_until_the_client_beats() -> None:
+    clock = FakeClock()
+    async with facing("v1+v2", clock) as nacos, serving(clock=clock, upstream=nacos.url) as upper:
+        async with below(upper.url, clock) as lower:
+            await following(clock, lower)
+            await _beats_below(clock, lower, 3)
+            await upper.http.delete(INSTANCE, params=here())
+            for _ in range(4):
+                await clock.advance(2.0)
+            assert (await shown(upper), await shown(lower)) == ([], [])
+            await _beats_below(clock, lower, 1)
+            assert (await shown(upper), lower.components.agent.counts.healed) == (["10.0.0.1"], 1)
+
+
 async def test_an_upper_proxy_that_is_killed_comes_back_with_other_data_and_nothing_is_lost() -> None:
     clock = FakeClock()
     port = free_port()
@@ -240,6 +276,18 @@ async def test_a_request_that_passed_four_proxies_is_refused_in_the_callers_dial
         stream = await proxy.http.post("/api/v1/events", json={"services": {}}, headers=hops)
         assert stream.status_code == 508
         assert (await proxy.http.get(SERVICE, headers={"x-nacos-proxy-hops": "a, b, c"})).status_code == 200
+
+
+async def test_readers_who_claim_to_have_passed_proxies_do_not_make_a_lower_one_lose_the_upper_one() -> None:
+    clock = FakeClock()
+    async with serving(clock=clock) as upper, below(upper.url, clock) as lower:
+        await following(clock, lower)
+        for number in range(4):
+            path, hops = f"/api/v1/services/unknown{number}", {"x-nacos-proxy-hops": "a, b, c"}
+            answer = await lower.http.get(path, headers=hops)
+            assert (answer.status_code, "at most 3" in answer.json()["detail"]) == (508, True)
+            assert (await lower.http.get(path)).status_code != 508
+        assert (await lower.http.get("/readyz")).json() == {"status": "ready", "reasons": []}
 
 
 async def test_proxies_whose_upstreams_are_each_other_say_so() -> None:

@@ -374,7 +374,7 @@ async def test_confirmed_lists_are_not_polled_and_the_upstream_is_not_probed() -
         assert world.cache.lookup(service, world.clock.now()).age <= 5.0
 
 
-async def test_a_doubt_drops_prepared_answers_and_ends_with_push() -> None:
+async def test_a_doubt_drops_prepared_answers_and_outlasts_push() -> None:
     push, dropped = Push(), list[str]()
     async with polling(push) as world:
         world.poller.on_push_lost.append(lambda: dropped.append("dropped"))
@@ -383,7 +383,10 @@ async def test_a_doubt_drops_prepared_answers_and_ends_with_push() -> None:
         assert (world.cache.doubted, dropped) == (True, ["dropped"])
         push.alive = False
         await world.clock.advance(1)
-        assert (world.cache.doubted, dropped) == (False, ["dropped", "dropped"])
+        assert (world.cache.doubted, dropped) == (True, ["dropped", "dropped"])
+        push.alive = True
+        await push.tell(Doubted(""))
+        assert not world.cache.doubted, "the next stream says how it is"
 
 
 async def test_push_of_a_list_that_does_not_say_all_is_fetched() -> None:

@@ -1219,6 +1219,32 @@ def test_cache_lookup_finds_nothing_fresh_while_the_upstream_is_doubted() -> Non
     assert kept.lookup(KEY, 100.0).freshness is Freshness.FRESH
 
 
+def test_cache_asks_a_doubted_upstream_for_nothing_that_it_pushes() -> None:
+    kept = cache()
+    read(kept, 100.0)
+    kept.set_push_alive(True, 100.0)
+    kept.doubted = True
+    assert not kept.may_refresh(KEY, 110.0)
+    for now in range(110, 400, 5):
+        assert kept.due(float(now), 9) == []
+    kept.invalidate(KEY, 400.0, "push")
+    assert (kept.may_refresh(KEY, 400.0), kept.due(400.0, 9)) == (True, [KEY]), "a report without a list"
+    kept.reject(KEY, AWAY, 400.0)
+    assert kept.due(500.0, 9) == [KEY], "the error hides what the upstream has"
+
+
+def test_cache_asks_a_doubted_upstream_for_what_it_does_not_push_and_again_when_the_doubt_is_over() -> None:
+    kept = cache()
+    read(kept, 100.0)
+    kept.doubted = True
+    assert (kept.may_refresh(KEY, 110.0), kept.due(110.0, 9)) == (True, [KEY])
+    listed(kept, 110.0, A)
+    kept.set_push_alive(True, 110.0)
+    assert kept.due(150.0, 9) == []
+    kept.doubted = False
+    assert (kept.may_refresh(KEY, 190.0), kept.due(190.0, 9)) == (True, [KEY])
+
+
 def test_cache_confirm_makes_a_list_younger_and_puts_off_its_poll() -> None:
     kept = cache(ttl=10.0)
     read(kept, 100.0)

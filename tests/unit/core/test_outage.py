@@ -399,6 +399,20 @@ async def test_send_waiting_undoes_logs_and_counts_what_the_upstream_refuses(
     assert sum("it is undone" in record.getMessage() for record in caplog.records) == 2
 
 
+async def test_a_request_that_has_passed_too_many_proxies_is_not_accepted_here_and_undoes_nothing(world: World) -> None:
+    loop = Refused(Reason.OTHER, "this request has passed 4 proxies", status=508)
+    world.registry.script = lambda call: loop
+    with pytest.raises(Refused, match="4 proxies"):
+        await world.agent.write(Register(KEY, C))
+    await world.lose()
+    await world.agent.write(Register(KEY, C))
+    world.registry.script = lambda call: loop if isinstance(call, Register) else world.shelf(call)
+    await world.beats(A, B, C, seconds=20)
+    assert world.counts == {"accepted": 1}, "it waits on"
+    await world.back()
+    assert C in world.shelf.of(KEY).instances
+
+
 async def test_send_waiting_tries_again_at_a_node_that_refuses_only_at_first(world: World) -> None:
     await world.lose()
     await world.agent.write(Register(KEY, C))

@@ -235,3 +235,45 @@ async def test_read_of_a_cold_service_does_not_wait_between_probes_of_an_upstrea
     with pytest.raises(NothingKnown, match="connection refused"):
         await asyncio.wait_for(world.read(), 60)
     assert world.fetches() == 0
+
+
+LOOP = Refused(Reason.OTHER, "this request has passed 4 proxies", status=508)
+
+
+async def test_read_whose_request_has_passed_too_many_proxies_is_refused_and_changes_nothing_for_others(
+    world: World,
+) -> None:
+    world.fail(LOOP)
+    for _ in range(5):
+        with pytest.raises(Refused, match="4 proxies"):
+            await world.read()
+    breaker = world.agent.catalog.breaker
+    assert (breaker.up, breaker.failures, world.agent.suspicious) == (True, 0, False)
+    world.heal()
+    look = await world.read()
+    assert (look.freshness, look.error, world.changes[-1].added) == (Freshness.FRESH, None, (A, B))
+
+
+async def test_read_that_waits_for_the_fetch_of_a_request_that_is_refused_fetches_itself(world: World) -> None:
+    world.fail(LOOP)
+    held = world.hold()
+    first = spawn(world.read(), name="reader")
+    await settle()
+    second = spawn(world.read(), name="reader")
+    await settle()
+    world.heal()
+    await held.release()
+    assert (await second).freshness is Freshness.FRESH
+    with pytest.raises(Refused, match="4 proxies"):
+        await first
+
+
+async def test_refresh_that_is_refused_for_its_way_leaves_the_service_watched(world: World) -> None:
+    await world.read()
+    world.fail(LOOP)
+    world.agent.refresh(KEY)
+    await settle()
+    cache = world.agent.catalog.cache
+    assert (await world.read()).error is None
+    assert cache.due(world.clock.now() + 0.5, 9) == []
+    assert cache.due(world.clock.now() + 6, 9) == [KEY]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +38,7 @@ LOST = BeatResult(BEAT_NOT_FOUND)
 class World:
     """An upstream that forgot a registration, and a proxy that did not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, below_proxy: bool = False) -> None:
         self.shelf = Shelf()
         self.registry = ScriptedRegistry(self.shelf)
         self.clock = FakeClock()
@@ -49,7 +50,7 @@ class World:
         self.committer.follow("changes", self.changes.append)
         self.sender = Sender(self.registry, catalog, self.clock, supervisor)
         self.reregistration = Reregistration(
-            catalog.registrations, catalog.drains, self.sender, self.committer, self.clock, supervisor
+            catalog.registrations, catalog.drains, self.sender, self.committer, self.clock, supervisor, below_proxy
         )
         catalog.cache.accept(snapshot(), self.clock.now(), "poll", requested_at=0)
         self.registrations.record_write(Register(KEY, MINE), self.clock.now())
@@ -337,3 +338,34 @@ async def test_renew_ignores_what_its_owner_deregistered_though_the_upstream_did
     assert world.registry.calls == []
     world.registrations.record_write(BEAT, world.clock.now())
     assert await world.reregistration.renew(world.registration) is True, "he beats on"
+
+
+@pytest.fixture
+async def lower() -> AsyncIterator[World]:
+    """Below an upper proxy, with an instance that has beaten for long enough to be listed."""
+    made = World(below_proxy=True)
+    made.registrations.record_write(BEAT, made.clock.now())
+    await made.clock.advance(6)
+    yield made
+    await made.reregistration.close()
+
+
+async def test_missing_from_a_list_of_an_upper_proxy_leaves_it_to_that_to_bring_back(lower: World) -> None:
+    assert not await lower.reregistration.missing_from(snapshot(), suspicious=False)
+    assert not lower.reregistration.expects_more(snapshot(), suspicious=False)
+    assert lower.registry.calls == []
+    assert await lower.reregistration.reregister(BEAT, LOST) is not None, "a client learns from its own beat"
+
+
+async def test_missing_from_a_list_of_another_run_of_an_upper_proxy_is_registered_again(lower: World) -> None:
+    assert await lower.reregistration.missing_from(snapshot(), suspicious=True)
+    await settle()
+    assert [type(call) for call in lower.registry.calls] == [GetInstance, Beat, Register]
+    assert lower.shelf.of(KEY).instances == (MINE,)
+
+
+async def test_renew_leaves_out_of_traffic_what_is_drained_at_an_upper_proxy(lower: World) -> None:
+    """It lists no such instance, but accepts its beats."""
+    lower.registry.script = lambda call: BeatResult() if isinstance(call, Beat) else lower.shelf(call)
+    assert await lower.reregistration.renew(lower.registration) is False
+    assert lower.registry.sent(Register) == []

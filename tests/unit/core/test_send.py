@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from nacos_proxy.catalog.hub import Notice
 from nacos_proxy.model.calls import Beat, Call, Fetch, Metrics, Register
 from nacos_proxy.model.errors import BadCall, Busy, Garbled, Reason, Refused, TooSlow, Unreachable, Violation
+from nacos_proxy.model.services import Via
 from nacos_proxy.runtime import spawn
-from tests.helpers.build import KEY
-from tests.helpers.world import A, World
+from tests.helpers.build import KEY, snapshot
+from tests.helpers.world import NO_CACHE, A, World
 
 
 def notices(world: World) -> list[str]:
@@ -121,3 +123,43 @@ async def test_doubt_that_ends_while_the_upstream_itself_is_lost_says_nothing(wo
     await world.lose()
     world.agent.doubt("")
     assert notices(world) == ["down", "down"]
+
+
+async def test_doubt_is_said_again_when_the_upstream_itself_is_back(world: World) -> None:
+    world.agent.doubt("refused")
+    await world.lose()
+    world.heal()
+    await world.agent.send(Metrics())
+    assert (notices(world), world.agent.catalog.breaker.outage) == (["down", "down", "down"], "refused")
+
+
+async def test_send_counts_only_missing_answers_while_the_upstream_is_in_doubt(world: World) -> None:
+    breaker = world.agent.catalog.breaker
+    world.agent.doubt("refused")
+    for status in (502, 503, 504):
+        world.fail(Refused(Reason.OTHER, "the upstream cannot be asked", status=status))
+        for _ in range(5):
+            with pytest.raises(Refused):
+                await world.agent.send(Metrics())
+    assert (breaker.up, breaker.failures) == (True, 0)
+    await world.lose()
+    assert not breaker.up
+
+
+@pytest.mark.parametrize(
+    ("via", "over"),
+    [
+        (Via(age=10.0), False),
+        (Via(age=4.0), False),  # up to 5 s in truth
+        (Via(age=3.0), True),
+        (Via(age=0.0), True),
+        (Via(age=0.0, stale=True), False),
+        (None, False),
+    ],
+)
+async def test_doubt_ends_when_a_list_was_confirmed_since_it_began(world: World, via: Via | None, over: bool) -> None:
+    world.agent.doubt("refused")
+    await world.clock.advance(5)
+    world.shelf.services[KEY] = replace(snapshot(A), via=via)
+    await world.read(NO_CACHE)
+    assert world.agent.catalog.cache.doubted is not over
