@@ -77,6 +77,19 @@ async def no_headers(refused: Mapping[str, str] | None = None) -> Mapping[str, s
     return {}
 
 
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """`revisions`: what the request named for each service, or what the stream has brought since.
+
+    `is_current`: all lists that differed from those were received.
+    """
+
+    origin: str
+    response: httpx.Response
+    revisions: dict[ServiceKey, str]
+    is_current: bool = False
+
+
 class ProxyEvents:
     """Implements `Watchable`. It connects when the first service is watched; `close` ends it.
 
@@ -118,9 +131,10 @@ class ProxyEvents:
         self._wake = asyncio.Event()  # for `changes`
         self._needed = asyncio.Event()  # for `_run`: another stream may be needed
         self._running: asyncio.Task[None] | None = None
+        self._stream: _Stream | None = None
         self._reading: asyncio.Task[None] | None = None
         self._closed = False
-        self._takers: dict[str, Callable[[Any], None]] = {
+        self._takers: dict[str, Callable[[_Stream, Any], None]] = {
             BEGIN: self._take_begin,
             SNAPSHOT: self._take_list,
             CHANGE: self._take_list,
@@ -151,7 +165,7 @@ class ProxyEvents:
         """The stream and its history, ready for JSON."""
         return {
             "kind": "proxy",
-            "servers": [self.origin] if self.open else [],
+            "servers": [self._stream.origin] if self._stream is not None and self.open else [],
             "subscriptions": sum(map(self.covers, self._watched)),
             "resumed": self.resumed,
             "resets": self.resets,
@@ -208,16 +222,16 @@ class ProxyEvents:
                 self._followed = watched
                 continue
             try:
-                response = await self._open(watched)
+                stream = await self._open(watched)
             except UpstreamError as error:
                 self._not_opened(error)
                 continue
             await stop(self._reading)
-            self._followed = watched
-            self._reading = self._supervisor.once(self._read(response), name="upper proxy")
+            self._stream, self._followed = stream, watched
+            self._reading = self._supervisor.once(self._read(stream), name="upper proxy")
 
-    async def _open(self, services: frozenset[ServiceKey]) -> httpx.Response:
-        """The response whose body is the stream. Raises `UpstreamError`."""
+    async def _open(self, services: frozenset[ServiceKey]) -> _Stream:
+        """Raises `UpstreamError`."""
         headers = await self._account()
         try:
             return await self._post(services, headers)
@@ -229,10 +243,9 @@ class ProxyEvents:
                 raise
             return await self._post(services, renewed)
 
-    async def _post(self, services: frozenset[ServiceKey], account: Mapping[str, str]) -> httpx.Response:
-        http, origin = self._http, self.origin
-        held = self._held
-        body = write_follow({key: held[key][0] if key in held else "" for key in services})
+    async def _post(self, services: frozenset[ServiceKey], account: Mapping[str, str]) -> _Stream:
+        http, origin, held = self._http, self.origin, self._held
+        revisions = {key: held[key][0] if key in held else "" for key in services}
         headers = {
             "User-Agent": http.policy.agent,
             "Accept": "text/event-stream",
@@ -244,11 +257,13 @@ class ProxyEvents:
         }
         waits = {"connect": http.policy.timeouts.connect, "read": self._policy.silence, "write": self._policy.silence}
         extensions = {**http.forwarding_extensions, "timeout": {**waits, "pool": waits["connect"]}, "idempotent": True}
-        request = httpx.Request("POST", origin + EVENTS, headers=headers, content=body, extensions=extensions)
+        request = httpx.Request(
+            "POST", origin + EVENTS, headers=headers, content=write_follow(revisions), extensions=extensions
+        )
         try:
             response = await http.exchange(request)
             if response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream"):
-                return response
+                return _Stream(origin, response, revisions)
             text = (await response.aread()).decode("utf-8", "replace")[:500]
         except CAUGHT as error:
             raise upstream_error(error, origin) from error
@@ -266,13 +281,13 @@ class ProxyEvents:
             self._lost_at = now
         self._needed.set()
 
-    async def _read(self, response: httpx.Response) -> None:
+    async def _read(self, stream: _Stream) -> None:
         """Reads a stream to its end. That a new one takes its place cancels it, and is no loss."""
-        decoder, origin, error = Decoder(), self.origin, "the stream ended"
+        decoder, origin, response, error = Decoder(), stream.origin, stream.response, "the stream ended"
         try:
             async for chunk in response.aiter_raw():
                 for event in decoder.feed(chunk):
-                    self._take(event)
+                    self._take(stream, event)
         except CAUGHT as failure:
             error = str(upstream_error(failure, origin))
         except Malformed as failure:
@@ -282,9 +297,9 @@ class ProxyEvents:
             error = f"{type(failure).__name__} in the proxy"
         finally:
             await response.aclose()
-        self._lost(error)
+        self._lost(stream, error)
 
-    def _take(self, event: Event) -> None:
+    def _take(self, stream: _Stream, event: Event) -> None:
         """Raises `Malformed`."""
         if event.retry is not None:
             self._retry = event.retry / 1000
@@ -293,9 +308,9 @@ class ProxyEvents:
         if not event.data:
             return
         if (take := self._takers.get(event.kind)) is not None:  # else it is of a later version
-            take(read_data(event.data))
+            take(stream, read_data(event.data))
 
-    def _take_begin(self, data: Any) -> None:
+    def _take_begin(self, stream: _Stream, data: Any) -> None:
         begin = read_begin(data)
         if self._lost_at is not None:
             self.reconnects += 1
@@ -303,18 +318,19 @@ class ProxyEvents:
             self.resumed += not begin.reset
             self.resets += begin.reset
         if begin.reset:
-            log.warning("the upper proxy %s is another run than before", self.origin)
+            log.warning("the upper proxy %s is another run than before", stream.origin)
             for listener in self.on_lost:
                 self._supervisor.call("upper proxy", listener)
         self._doubted(begin.outage)
 
-    def _take_list(self, data: Any) -> None:
+    def _take_list(self, stream: _Stream, data: Any) -> None:
         snapshot, revision = read_whole(data)
         if (key := snapshot.key) in self._watched:
+            stream.revisions[key] = revision
             self._held[key] = revision, snapshot
             self._report(key, Changed(key, snapshot, whole=True))
 
-    def _take_upstream(self, data: Any) -> None:
+    def _take_upstream(self, _: _Stream, data: Any) -> None:
         down = isinstance(data, dict) and data.get("state") == "down"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         self._doubted(str(data.get("reason") or "it does not say why") if down else "")  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
@@ -323,11 +339,11 @@ class ProxyEvents:
             self._doubt = reason
             self._report(Doubted, Doubted(reason))
 
-    def _take_current(self, data: Any) -> None:
+    def _take_current(self, stream: _Stream, data: Any) -> None:
         via, unconfirmed = read_current(data)
-        if self._lost_at is not None or not self.was_alive:
-            log.info("following the event stream of the upper proxy %s", self.origin)
-        self._lost_at, self.was_alive, self.unavailable, self._failures = None, True, "", 0
+        if not stream.is_current:
+            stream.is_current = True
+            self._became_current(stream)
         self._retry = self._policy.retry
         if via is not None:
             held = {key: list for key, (_, list) in self._held.items() if key not in unconfirmed}
@@ -335,8 +351,19 @@ class ProxyEvents:
         if self._watched != self._followed:
             self._needed.set()
 
-    def _lost(self, error: str) -> None:
-        log.warning("the event stream of the upper proxy %s is lost: %s", self.origin, error)
+    def _became_current(self, stream: _Stream) -> None:
+        if self._lost_at is not None or not self.was_alive:
+            log.info("following the event stream of the upper proxy %s", stream.origin)
+        self._lost_at, self.was_alive, self.unavailable, self._failures = None, True, "", 0
+        # A change that the stream before brought after this one's request may have been undone before the upper proxy
+        # compared: then the list is again the one that was named, and nothing was sent.
+        for key, revision in stream.revisions.items():
+            if key in self._held and self._held[key][0] != revision:
+                del self._held[key]
+                self._report(key, Changed(key))
+
+    def _lost(self, stream: _Stream, error: str) -> None:
+        log.warning("the event stream of the upper proxy %s is lost: %s", stream.origin, error)
         now = self._clock.now()
         self._lost_at, self._doubt = now, None
         self._retry_at = now + self._retry * (0.5 + self._rng())

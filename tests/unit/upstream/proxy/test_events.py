@@ -175,6 +175,31 @@ async def test_a_new_stream_replaces_the_old_one_when_more_services_are_watched(
     assert (world.events.resumed, world.events.resets, world.events.reconnects) == (1, 0, 0)
 
 
+async def test_a_change_that_was_undone_before_the_new_stream_began_is_not_kept() -> None:
+    world, opened = World(), asyncio.Event()
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    old, post = world.line, world.upper.handle_async_request
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await opened.wait()
+        return await post(request)
+
+    world.upper.handle_async_request = slowly  # type: ignore[method-assign]
+    await world.follow(KEY, STOCK)
+    old.send(listed(snapshot(instance("10.0.0.2")), CHANGE))
+    await settle()
+    opened.set()
+    await settle()
+    assert world.upper.asked()["orders"] == ORDERS.revision
+    world.reports.clear()
+    await world.send(begin(), listed(snapshot(service=STOCK)), current())
+    assert Changed(KEY) in world.reports, "only a fetch tells"
+    assert [set(report.lists) for report in world.reports if isinstance(report, Confirmed)] == [{STOCK}]
+    assert not world.events.covers(KEY)
+    await world.close()
+
+
 async def test_services_that_nobody_watches_any_more_leave_the_stream_at_its_next_heartbeat(world: World) -> None:
     await world.follow(KEY, STOCK)
     await world.send(begin(), listed(ORDERS), current())
