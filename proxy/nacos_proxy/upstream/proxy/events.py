@@ -93,8 +93,9 @@ class _Stream:
 class ProxyEvents:
     """Implements `Watchable`. It connects when the first service is watched; `close` ends it.
 
-    `unavailable`: why there is no stream; '' if there is one, or none was tried yet. `resumed`, `resets`: streams that
-    followed another one of the same run of the upper proxy, and of an earlier run. `reconnects`: both, after a loss.
+    `unavailable`: why the last stream could not be opened; '' if it could, or none was tried yet. `resumed`, `resets`:
+    streams that followed another one of the same run of the upper proxy, and of an earlier run. `reconnects`: both,
+    after a loss.
     `on_lost`: called when the upper proxy may have lost its data.
     """
 
@@ -209,6 +210,7 @@ class ProxyEvents:
         await stop(self._reading)
 
     async def _run(self) -> None:
+        self._needed.set()  # an exception may have ended the last attempt
         while True:
             await self._needed.wait()
             self._needed.clear()
@@ -270,7 +272,9 @@ class ProxyEvents:
         raise _refusal(origin, response.status_code, text)
 
     def _not_opened(self, error: UpstreamError) -> None:
-        if not self.unavailable:
+        if not self.unavailable and self.open:
+            log.warning("the event stream cannot be opened for other services: %s; it goes on for those before", error)
+        elif not self.unavailable:
             log.warning("no event stream of the upper proxy: %s; changes are found by polling", error)
         self.unavailable = str(error)
         self._failures += 1

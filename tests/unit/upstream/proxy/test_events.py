@@ -200,6 +200,42 @@ async def test_a_change_that_was_undone_before_the_new_stream_began_is_not_kept(
     await world.close()
 
 
+async def test_a_refused_stream_for_more_services_is_not_tried_again_and_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    world.upper.answer = lambda: httpx.Response(503, content=b"too busy")
+    await world.follow(KEY, STOCK)
+    for _ in range(20):
+        await world.send(current())
+        await world.clock.advance(15.0)
+    assert world.events.alive and "too busy" in world.events.unavailable
+    assert len(world.upper.requests) <= 1 + 5 + 300 / 15, "the pauses grow to 15 to 30 s"
+    assert [text for text in caplog.messages if "too busy" in text] == [
+        "the event stream cannot be opened for other services: http://b:8840: status 503: too busy; "
+        "it goes on for those before"
+    ]
+    assert world.events.status()["servers"] == ["http://b:8840"], "that of the stream, whose turn ever it is"
+
+
+async def test_a_bug_in_an_attempt_does_not_end_the_attempts() -> None:
+    failures = [RuntimeError("a bug")]
+
+    async def headers(refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        if failures:
+            raise failures.pop()
+        return {}
+
+    world = World(headers=headers)
+    await world.follow(KEY)
+    assert (world.supervisor.failures["upper proxy"], world.events.open) == (1, False)
+    await world.clock.advance(3.0)
+    world.supervisor.failures.clear()
+    assert world.events.open
+    await world.close()
+
+
 async def test_services_that_nobody_watches_any_more_leave_the_stream_at_its_next_heartbeat(world: World) -> None:
     await world.follow(KEY, STOCK)
     await world.send(begin(), listed(ORDERS), current())
