@@ -13,34 +13,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
-
-import httpx
+from typing import Any
 
 from nacos_proxy.model.backoff import Backoff
-from nacos_proxy.model.errors import Garbled, Malformed, Reason, Refused, UpstreamError, is_denied
+from nacos_proxy.model.errors import Malformed, UpstreamError
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, stop
 from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from nacos_proxy.upstream.http.exchange import HttpClient
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
+from nacos_proxy.upstream.proxy.opening import Headers, Opener, Stream, no_headers
 from nacos_proxy.wire.rest.sse import Decoder, Event
 from nacos_proxy.wire.rest.tiers import (
     BEGIN,
     CHANGE,
     CURRENT,
-    EVENTS,
-    NO_PROXY,
     SNAPSHOT,
     UPSTREAM,
     read_begin,
     read_current,
     read_data,
     read_whole,
-    write_follow,
 )
 
 log = logging.getLogger("nacos_proxy.push")
@@ -63,31 +59,6 @@ class ProxyEventsPolicy:
     silence: float = 40.0
     grace: float = 15.0
     retry: float = 2.0
-
-
-class Headers(Protocol):
-    """The headers of an account. `AuthenticatedClient.grpc_headers` is one."""
-
-    def __call__(self, refused: Mapping[str, str] | None = None) -> Awaitable[Mapping[str, str]]:
-        """`refused`: those that the upper proxy has just refused. Raises `UpstreamError`."""
-        ...
-
-
-async def no_headers(refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
-    return {}
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """`revisions`: what the request named for each service, or what the stream has brought since.
-
-    `is_current`: all lists that differed from those were received.
-    """
-
-    origin: str
-    response: httpx.Response
-    revisions: dict[ServiceKey, str]
-    is_current: bool = False
 
 
 class ProxyEvents:
@@ -113,11 +84,10 @@ class ProxyEvents:
         self.resumed = self.resets = self.reconnects = 0
         self.on_lost: list[Callable[[], None]] = []
         self._policy = policy
-        self._http = http
+        self._opener = Opener(http, policy.silence, headers)
         self._clock = clock
         self._rng = rng
         self._supervisor = supervisor or Supervisor(clock)
-        self._account = headers
         self._turn = int(rng() * len(policy.origins))
         self._watched: frozenset[ServiceKey] = frozenset()
         self._followed: frozenset[ServiceKey] = frozenset()  # by the current stream
@@ -132,10 +102,10 @@ class ProxyEvents:
         self._wake = asyncio.Event()  # for `changes`
         self._needed = asyncio.Event()  # for `_run`: another stream may be needed
         self._running: asyncio.Task[None] | None = None
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         self._reading: asyncio.Task[None] | None = None
         self._closed = False
-        self._takers: dict[str, Callable[[_Stream, Any], None]] = {
+        self._takers: dict[str, Callable[[Stream, Any], None]] = {
             BEGIN: self._take_begin,
             SNAPSHOT: self._take_list,
             CHANGE: self._take_list,
@@ -224,52 +194,14 @@ class ProxyEvents:
                 self._followed = watched
                 continue
             try:
-                stream = await self._open(watched)
+                named = {key: self._held[key][0] if key in self._held else "" for key in watched}
+                stream = await self._opener.open(self.origin, named, self._last_id)
             except UpstreamError as error:
                 self._not_opened(error)
                 continue
             await stop(self._reading)
             self._stream, self._followed = stream, watched
             self._reading = self._supervisor.once(self._read(stream), name="upper proxy")
-
-    async def _open(self, services: frozenset[ServiceKey]) -> _Stream:
-        """Raises `UpstreamError`."""
-        headers = await self._account()
-        try:
-            return await self._post(services, headers)
-        except Refused as error:
-            if not is_denied(error):
-                raise
-            renewed = await self._account(headers)
-            if renewed == headers:
-                raise
-            return await self._post(services, renewed)
-
-    async def _post(self, services: frozenset[ServiceKey], account: Mapping[str, str]) -> _Stream:
-        http, origin, held = self._http, self.origin, self._held
-        revisions = {key: held[key][0] if key in held else "" for key in services}
-        headers = {
-            "User-Agent": http.policy.agent,
-            "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-            **dict(http.api_token_headers),
-            **account,
-            **({"Last-Event-ID": self._last_id} if self._last_id else {}),
-        }
-        waits = {"connect": http.policy.timeouts.connect, "read": self._policy.silence, "write": self._policy.silence}
-        extensions = {**http.forwarding_extensions, "timeout": {**waits, "pool": waits["connect"]}, "idempotent": True}
-        request = httpx.Request(
-            "POST", origin + EVENTS, headers=headers, content=write_follow(revisions), extensions=extensions
-        )
-        try:
-            response = await http.exchange(request)
-            if response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream"):
-                return _Stream(origin, response, revisions)
-            text = (await response.aread()).decode("utf-8", "replace")[:500]
-        except CAUGHT as error:
-            raise upstream_error(error, origin) from error
-        raise _refusal(origin, response.status_code, text)
 
     def _not_opened(self, error: UpstreamError) -> None:
         if not self.unavailable and self.open:
@@ -285,7 +217,7 @@ class ProxyEvents:
             self._lost_at = now
         self._needed.set()
 
-    async def _read(self, stream: _Stream) -> None:
+    async def _read(self, stream: Stream) -> None:
         """Reads a stream to its end. That a new one takes its place cancels it, and is no loss."""
         decoder, origin, response, error = Decoder(), stream.origin, stream.response, "the stream ended"
         try:
@@ -303,7 +235,7 @@ class ProxyEvents:
             await response.aclose()
         self._lost(stream, error)
 
-    def _take(self, stream: _Stream, event: Event) -> None:
+    def _take(self, stream: Stream, event: Event) -> None:
         """Raises `Malformed`."""
         if event.retry is not None:
             self._retry = event.retry / 1000
@@ -314,7 +246,7 @@ class ProxyEvents:
         if (take := self._takers.get(event.kind)) is not None:  # else it is of a later version
             take(stream, read_data(event.data))
 
-    def _take_begin(self, stream: _Stream, data: Any) -> None:
+    def _take_begin(self, stream: Stream, data: Any) -> None:
         begin = read_begin(data)
         if self._lost_at is not None:
             self.reconnects += 1
@@ -327,14 +259,14 @@ class ProxyEvents:
                 self._supervisor.call("upper proxy", listener)
         self._doubted(begin.outage)
 
-    def _take_list(self, stream: _Stream, data: Any) -> None:
+    def _take_list(self, stream: Stream, data: Any) -> None:
         snapshot, revision = read_whole(data)
         if (key := snapshot.key) in self._watched:
             stream.revisions[key] = revision
             self._held[key] = revision, snapshot
             self._report(key, Changed(key, snapshot, whole=True))
 
-    def _take_upstream(self, _: _Stream, data: Any) -> None:
+    def _take_upstream(self, _: Stream, data: Any) -> None:
         down = isinstance(data, dict) and data.get("state") == "down"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         self._doubted(str(data.get("reason") or "it does not say why") if down else "")  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
@@ -343,7 +275,7 @@ class ProxyEvents:
             self._doubt = reason
             self._report(Doubted, Doubted(reason))
 
-    def _take_current(self, stream: _Stream, data: Any) -> None:
+    def _take_current(self, stream: Stream, data: Any) -> None:
         via, unconfirmed = read_current(data)
         if not stream.is_current:
             stream.is_current = True
@@ -355,7 +287,7 @@ class ProxyEvents:
         if self._watched != self._followed:
             self._needed.set()
 
-    def _became_current(self, stream: _Stream) -> None:
+    def _became_current(self, stream: Stream) -> None:
         if self._lost_at is not None or not self.was_alive:
             log.info("following the event stream of the upper proxy %s", stream.origin)
         self._lost_at, self.was_alive, self.unavailable, self._failures = None, True, "", 0
@@ -366,7 +298,7 @@ class ProxyEvents:
                 del self._held[key]
                 self._report(key, Changed(key))
 
-    def _lost(self, stream: _Stream, error: str) -> None:
+    def _lost(self, stream: Stream, error: str) -> None:
         log.warning("the event stream of the upper proxy %s is lost: %s", stream.origin, error)
         now = self._clock.now()
         self._lost_at, self._doubt = now, None
@@ -383,12 +315,3 @@ def _parts(report: Report) -> Iterator[Report]:
     lists = iter(report.lists.items())
     while part := dict(islice(lists, AT_ONCE)):
         yield Confirmed(part, report.via)
-
-
-def _refusal(origin: str, status: int, text: str) -> UpstreamError:
-    if status in (404, 405, 501):
-        return Refused(Reason.OTHER, f"{origin}: {NO_PROXY.format(status)}", status=status)
-    if status == 200:
-        return Garbled(f"{origin}: the answer to a request for events is no event stream", answered=True)
-    reason = Reason.NO_RIGHT if status in (401, 403) else Reason.OTHER
-    return Refused(reason, f"{origin}: status {status}: {text}", status=status)
