@@ -3,6 +3,7 @@
     the watched services change | a new stream names all of them; the old one goes on until the new one answers
     the stream is lost          | the next one begins after the time that the upper proxy gave, with a random part
     it cannot be opened         | the next upper proxy is tried, after a pause that grows
+    it names too many services  | the old one goes on; if there is none, fewer are named, and the rest is polled
     it is silent                | it counts as lost after `silence` seconds; the upper proxy sends heartbeats
 
 Each stream names the revisions that were received before, so the upper proxy sends what changed meanwhile and no more.
@@ -19,9 +20,9 @@ from itertools import islice
 from typing import Any
 
 from nacos_proxy.model.backoff import Backoff
-from nacos_proxy.model.errors import Malformed, UpstreamError
+from nacos_proxy.model.errors import Malformed, Refused, UpstreamError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.runtime import Clock, Supervisor, stop
+from nacos_proxy.runtime import Clock, Supervisor, at_most, stop
 from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from nacos_proxy.upstream.http.exchange import HttpClient
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
@@ -42,6 +43,8 @@ from nacos_proxy.wire.rest.tiers import (
 log = logging.getLogger("nacos_proxy.push")
 
 BACKOFF = Backoff(initial=1.0, maximum=30.0, jitter=0.5)  # of attempts to open a stream
+TOO_MANY = (413, 429)  # statuses: the request is too long for the upper proxy, or it has a limit for each client
+FULL = 60.0  # seconds, with a random part, until a stream for all services is tried again after that
 AT_ONCE = 500  # lists that are confirmed in one turn of the loop
 GATHER, GATHER_EACH = 0.1, 0.0002  # seconds for which changes of the watched services are gathered, and more for each
 
@@ -66,7 +69,7 @@ class ProxyEvents:
 
     `unavailable`: why the last stream could not be opened; '' if it could, or none was tried yet. `resumed`, `resets`:
     streams that followed another one of the same run of the upper proxy, and of an earlier run. `reconnects`: both,
-    after a loss.
+    after a loss. `limit`: why the stream is not for all watched services; '' if it is.
     `on_lost`: called when the upper proxy may have lost its data.
     """
 
@@ -79,7 +82,7 @@ class ProxyEvents:
         supervisor: Supervisor | None = None,
         headers: Headers = no_headers,
     ) -> None:
-        self.unavailable = ""
+        self.unavailable = self.limit = ""
         self.was_alive = False
         self.resumed = self.resets = self.reconnects = 0
         self.on_lost: list[Callable[[], None]] = []
@@ -95,7 +98,9 @@ class ProxyEvents:
         self._last_id = ""
         self._retry = policy.retry
         self._retry_at = 0.0
+        self._moved: asyncio.Future[None] | None = None  # `_retry_at` is another than before
         self._failures = 0
+        self._max_named: int | None = None  # services in the next request
         self._lost_at: float | None = None
         self._doubt: str | None = None
         self._news: dict[ServiceKey | type[Report], Report] = {}
@@ -141,6 +146,7 @@ class ProxyEvents:
             "resumed": self.resumed,
             "resets": self.resets,
             "reconnects": self.reconnects,
+            **({"limit": self.limit} if self.limit else {}),
         }
 
     def watch(self, services: Collection[ServiceKey]) -> None:
@@ -184,26 +190,46 @@ class ProxyEvents:
         while True:
             await self._needed.wait()
             self._needed.clear()
-            now = self._clock.now()
-            await self._clock.sleep_until(max(self._retry_at, now + GATHER + GATHER_EACH * len(self._watched)))
-            watched = self._watched
-            if self.open and watched == self._followed:
+            await self._pause()
+            wanted = self._wanted()
+            if self.open and wanted == self._followed:
                 continue
-            if not watched:
+            if not wanted:
                 await stop(self._reading)
-                self._followed = watched
+                self._followed = wanted
                 continue
             try:
-                named = {key: self._held[key][0] if key in self._held else "" for key in watched}
+                named = {key: self._held[key][0] if key in self._held else "" for key in wanted}
                 stream = await self._opener.open(self.origin, named, self._last_id)
             except UpstreamError as error:
-                self._not_opened(error)
+                self._not_opened(error, len(wanted))
                 continue
             await stop(self._reading)
-            self._stream, self._followed = stream, watched
+            self._stream, self._followed = stream, wanted
             self._reading = self._supervisor.once(self._read(stream), name="upper proxy")
+            if self._max_named is not None:
+                self._retry_after(FULL * (0.5 + self._rng()))
 
-    def _not_opened(self, error: UpstreamError) -> None:
+    async def _pause(self) -> None:
+        """Returns when the next request may be sent."""
+        gathered = self._clock.now() + GATHER + GATHER_EACH * len(self._watched)
+        while (left := max(self._retry_at, gathered) - self._clock.now()) > 0:
+            self._moved = asyncio.get_running_loop().create_future()
+            await at_most(self._clock, left, self._moved)
+
+    def _retry_after(self, delay: float) -> None:
+        self._retry_at = self._clock.now() + delay
+        if self._moved is not None and not self._moved.done():
+            self._moved.set_result(None)
+
+    def _wanted(self) -> frozenset[ServiceKey]:
+        """The services to name, as many as are allowed. Those come first that were followed before."""
+        if self._max_named is None or len(self._watched) <= self._max_named:
+            return self._watched
+        followed = self._followed
+        return frozenset(sorted(self._watched, key=lambda key: (key not in followed, key))[: self._max_named])
+
+    def _not_opened(self, error: UpstreamError, named: int) -> None:
         if not self.unavailable and self.open:
             log.warning("the event stream cannot be opened for other services: %s; it goes on for those before", error)
         elif not self.unavailable:
@@ -211,10 +237,16 @@ class ProxyEvents:
         self.unavailable = str(error)
         self._failures += 1
         self._turn += 1
-        now = self._clock.now()
-        self._retry_at = now + BACKOFF.delay(self._failures - 1, self._rng)
+        self._retry_after(BACKOFF.delay(self._failures - 1, self._rng))
+        if isinstance(error, Refused) and error.status in TOO_MANY:
+            self.limit = str(error)
+            if self.open:
+                self._retry_after(FULL * (0.5 + self._rng()))
+            else:
+                kept = len(self._followed & self._watched)
+                self._max_named = kept if 0 < kept < named else max(1, named // 2)
         if not self.open and self._lost_at is None:
-            self._lost_at = now
+            self._lost_at = self._clock.now()
         self._needed.set()
 
     async def _read(self, stream: Stream) -> None:
@@ -291,6 +323,9 @@ class ProxyEvents:
         if self._lost_at is not None or not self.was_alive:
             log.info("following the event stream of the upper proxy %s", stream.origin)
         self._lost_at, self.was_alive, self.unavailable, self._failures = None, True, "", 0
+        if self._max_named is None:
+            self.limit = ""
+        self._max_named = None  # for the next stream, which may be for all again
         # A change that the stream before brought after this one's request may have been undone before the upper proxy
         # compared: then the list is again the one that was named, and nothing was sent.
         for key, revision in stream.revisions.items():
@@ -300,9 +335,8 @@ class ProxyEvents:
 
     def _lost(self, stream: Stream, error: str) -> None:
         log.warning("the event stream of the upper proxy %s is lost: %s", stream.origin, error)
-        now = self._clock.now()
-        self._lost_at, self._doubt = now, None
-        self._retry_at = now + self._retry * (0.5 + self._rng())
+        self._lost_at, self._doubt = self._clock.now(), None
+        self._retry_after(self._retry * (0.5 + self._rng()))
         self._turn += 1
         self._needed.set()
 

@@ -219,6 +219,56 @@ async def test_a_refused_stream_for_more_services_is_not_tried_again_and_again(
     assert world.events.status()["servers"] == ["http://b:8840"], "that of the stream, whose turn ever it is"
 
 
+def at_most(upper: Upper, services: int, status: int = 429) -> Callable[[], httpx.Response]:
+    """The answer of an upper proxy that refuses streams for more services."""
+
+    def answer() -> httpx.Response:
+        return upper.stream() if len(upper.asked()) <= services else httpx.Response(status, content=b"at most so many")
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [413, 429])
+async def test_of_too_many_services_as_many_are_followed_as_the_upper_proxy_allows(world: World, status: int) -> None:
+    keys = [key(f"s{n}") for n in range(8)]
+    world.upper.answer = at_most(world.upper, 3, status)
+    await world.follow(*keys)
+    await world.clock.advance(6.0)
+    assert [len(orjson.loads(r.content)["services"]["public"]["DEFAULT_GROUP"]) for r in world.upper.requests] == [
+        8,
+        4,
+        2,
+    ]
+    lists = [snapshot(service=one) for one in keys[:2]]
+    await world.send(begin(), *map(listed, lists), current())
+    assert world.events.alive and [one for one in keys if world.events.covers(one)] == keys[:2]
+    assert world.events.status()["limit"].endswith(f"status {status}: at most so many")
+    world.upper.answer = world.upper.stream
+    await world.clock.advance(55.0)
+    await world.send(current())
+    assert len(world.upper.requests) == 3
+    await world.clock.advance(10.0)
+    assert len(world.upper.asked()) == 8, "all are tried again after a minute"
+    await world.send(begin(), current())
+    assert "limit" not in world.events.status()
+
+
+async def test_after_a_loss_the_services_come_first_that_were_followed_before(world: World) -> None:
+    world.upper.answer = at_most(world.upper, 2)
+    await world.follow(KEY, STOCK)
+    await world.send(begin(), listed(ORDERS), current())
+    await world.follow(KEY, STOCK, key("a"), key("b"))
+    assert len(world.upper.requests) == 2 and world.events.alive, "the old stream goes on"
+    await world.send(current())
+    await world.clock.advance(20.0)
+    assert len(world.upper.requests) == 2
+    world.line.send(None)
+    await world.clock.advance(5.0)
+    assert world.upper.asked() == {"orders": ORDERS.revision, "stock": ""}
+    await world.send(begin(), current())
+    assert world.events.alive and world.events.covers(KEY)
+
+
 async def test_a_bug_in_an_attempt_does_not_end_the_attempts() -> None:
     failures = [RuntimeError("a bug")]
 
