@@ -4,6 +4,7 @@
     the stream is lost          | the next one begins after the time that the upper proxy gave, with a random part
     it cannot be opened         | the next upper proxy is tried, after a pause that grows
     it names too many services  | the old one goes on; if there is none, fewer are named, and the rest is polled
+    it has lost its upstream    | another upper proxy is asked from time to time, and followed if it has not
     it is silent                | it counts as lost after `silence` seconds; the upper proxy sends heartbeats
 
 Each stream names the revisions that were received before, so the upper proxy sends what changed meanwhile and no more.
@@ -43,6 +44,7 @@ from nacos_proxy.wire.rest.tiers import (
 log = logging.getLogger("nacos_proxy.push")
 
 BACKOFF = Backoff(initial=1.0, maximum=30.0, jitter=0.5)  # of attempts to open a stream
+ELSEWHERE = Backoff(initial=10.0, maximum=60.0, jitter=0.5)  # until another upper proxy is asked during an outage
 TOO_MANY = (413, 429)  # statuses: the request is too long for the upper proxy, or it has a limit for each client
 FULL = 60.0  # seconds, with a random part, until a stream for all services is tried again after that
 AT_ONCE = 500  # lists that are confirmed in one turn of the loop
@@ -109,6 +111,8 @@ class ProxyEvents:
         self._running: asyncio.Task[None] | None = None
         self._stream: Stream | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._seeking: asyncio.Task[None] | None = None
+        self._moving = False  # to the upper proxy whose turn it is
         self._closed = False
         self._takers: dict[str, Callable[[Stream, Any], None]] = {
             BEGIN: self._take_begin,
@@ -183,6 +187,7 @@ class ProxyEvents:
         self._closed = True
         self._wake.set()
         await stop(self._running)
+        await stop(self._seeking)
         await stop(self._reading)
 
     async def _run(self) -> None:
@@ -192,7 +197,7 @@ class ProxyEvents:
             self._needed.clear()
             await self._pause()
             wanted = self._wanted()
-            if self.open and wanted == self._followed:
+            if self.open and wanted == self._followed and not self._moving:
                 continue
             if not wanted:
                 await stop(self._reading)
@@ -205,7 +210,7 @@ class ProxyEvents:
                 self._not_opened(error, len(wanted))
                 continue
             await stop(self._reading)
-            self._stream, self._followed = stream, wanted
+            self._stream, self._followed, self._moving = stream, wanted, False
             self._reading = self._supervisor.once(self._read(stream), name="upper proxy")
             if self._max_named is not None:
                 self._retry_after(FULL * (0.5 + self._rng()))
@@ -306,6 +311,24 @@ class ProxyEvents:
         if reason != self._doubt:
             self._doubt = reason
             self._report(Doubted, Doubted(reason))
+        if reason and len(self._policy.origins) > 1 and (self._seeking is None or self._seeking.done()):
+            self._seeking = self._supervisor.once(self._seek(), name="upper proxy")
+
+    async def _seek(self) -> None:
+        """Until the outage is over: moves to another upper proxy if that one has none."""
+        origins, failures = self._policy.origins, 0
+        while True:
+            await self._clock.sleep_until(self._clock.now() + ELSEWHERE.delay(failures, self._rng))
+            failures += 1
+            if not self._doubt or self._stream is None or not self._followed:
+                return
+            there = origins.index(self._stream.origin) + 1 + int(self._rng() * (len(origins) - 1))
+            origin = origins[there % len(origins)]
+            if await self._opener.is_well(origin, next(iter(self._followed))):
+                log.info("the upper proxy %s has not lost its upstream: moving there", origin)
+                self._turn, self._moving = there, True
+                self._needed.set()
+                return
 
     def _take_current(self, stream: Stream, data: Any) -> None:
         via, unconfirmed = read_current(data)

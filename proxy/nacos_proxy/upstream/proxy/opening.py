@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import httpx
 
-from nacos_proxy.model.errors import Garbled, Reason, Refused, UpstreamError, is_denied
+from nacos_proxy.model.errors import Garbled, Malformed, Reason, Refused, UpstreamError, is_denied
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.http.exchange import HttpClient
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
-from nacos_proxy.wire.rest.tiers import EVENTS, NO_PROXY, write_follow
+from nacos_proxy.wire.rest.sse import Decoder
+from nacos_proxy.wire.rest.tiers import BEGIN, EVENTS, NO_PROXY, read_begin, read_data, write_follow
+
+log = logging.getLogger("nacos_proxy.push")
 
 
 class Headers(Protocol):
@@ -62,6 +66,24 @@ class Opener:
                 raise
             response = await self._post(origin, body, last_id, renewed)
         return Stream(origin, response, revisions)
+
+    async def is_well(self, origin: str, key: ServiceKey) -> bool:
+        """Whether the upper proxy answers and reaches its upstream: begins a stream for one service, to ask that."""
+        try:
+            stream = await self.open(origin, {key: ""}, "")
+        except UpstreamError:
+            return False
+        decoder = Decoder()
+        try:
+            async for chunk in stream.response.aiter_raw():
+                for event in decoder.feed(chunk):
+                    if event.kind == BEGIN:
+                        return not read_begin(read_data(event.data)).outage
+        except (*CAUGHT, Malformed) as error:
+            log.debug("%s: %r", origin, error)
+        finally:
+            await stream.response.aclose()
+        return False
 
     async def _post(self, origin: str, body: bytes, last_id: str, account: Mapping[str, str]) -> httpx.Response:
         http = self._http

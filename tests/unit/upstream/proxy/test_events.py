@@ -372,6 +372,50 @@ async def test_an_outage_behind_the_upper_proxy_is_reported_once(world: World) -
     assert world.reports == [Doubted("it does not say why")], "the loss of the stream may have ended the doubt"
 
 
+async def in_outage() -> World:
+    """It follows KEY at http://b:8840, which then loses its upstream. The pause for a question to a is at its end."""
+    world = World()
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    await world.send(encode(UPSTREAM, b'{"state":"down","reason":"refused"}'))
+    await world.clock.advance(10.0)
+    return world
+
+
+async def test_during_an_outage_another_upper_proxy_is_followed_that_has_none() -> None:
+    world = await in_outage()
+    followed, asked = world.upper.lines
+    assert [request.url.host for request in world.upper.requests] == ["b", "a"]
+    asked.send(begin())
+    await settle()
+    await world.clock.advance(1.0)
+    assert asked.closed and followed.closed and world.upper.requests[-1].url.host == "a"
+    assert world.upper.asked() == {"orders": ORDERS.revision}
+    await world.send(begin(reset=True), current())
+    assert world.reports[-2:] == [Doubted(""), Confirmed({KEY: ORDERS}, FRESH)]
+    await world.clock.advance(100.0)
+    assert (len(world.upper.requests), world.events.status()["servers"]) == (3, ["http://a:8840"])
+    await world.close()
+
+
+@pytest.mark.parametrize("answer", [begin(outage="refused"), encode(BEGIN, b"{oops"), None])
+async def test_an_upper_proxy_is_kept_if_the_other_one_is_not_well_either(answer: bytes | None) -> None:
+    world = await in_outage()
+    followed, asked = world.upper.lines
+    asked.send(answer)
+    await settle()
+    world.upper.answer = lambda: httpx.Response(503)
+    await world.clock.advance(120.0)
+    assert asked.closed and not followed.closed and world.events.alive
+    assert [request.url.host for request in world.upper.requests[2:]] == ["a"] * (len(world.upper.requests) - 2)
+    tried = len(world.upper.requests)
+    assert 3 <= tried <= 7, "the pauses grow"
+    followed.send(encode(UPSTREAM, b'{"state":"up"}'))
+    await world.clock.advance(120.0)
+    assert len(world.upper.requests) == tried
+    await world.close()
+
+
 async def test_many_lists_are_confirmed_in_parts(world: World) -> None:
     keys = [key(f"s{n}") for n in range(AT_ONCE + 1)]
     world.events.watch(keys)
