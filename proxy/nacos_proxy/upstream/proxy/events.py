@@ -23,7 +23,7 @@ from typing import Any
 from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import Malformed, Refused, UpstreamError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.runtime import Clock, Supervisor, at_most, stop
+from nacos_proxy.runtime import Clock, Supervisor, at_most, stood_still, stop, ticks
 from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from nacos_proxy.upstream.http.exchange import HttpClient
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
@@ -48,6 +48,7 @@ ELSEWHERE = Backoff(initial=10.0, maximum=60.0, jitter=0.5)  # until another upp
 TOO_MANY = (413, 429)  # statuses: the request is too long for the upper proxy, or it has a limit for each client
 FULL = 60.0  # seconds, with a random part, until a stream for all services is tried again after that
 AT_ONCE = 500  # lists that are confirmed in one turn of the loop
+TICK = 1.0  # seconds; a shorter stop of this process is not noticed
 GATHER, GATHER_EACH = 0.1, 0.0002  # seconds for which changes of the watched services are gathered, and more for each
 
 
@@ -111,6 +112,8 @@ class ProxyEvents:
         self._running: asyncio.Task[None] | None = None
         self._stream: Stream | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._tick_due = 0.0
+        self._ticking: asyncio.Task[None] | None = None
         self._seeking: asyncio.Task[None] | None = None
         self._moving = False  # to the upper proxy whose turn it is
         self._closed = False
@@ -163,6 +166,8 @@ class ProxyEvents:
         self._watched = watched
         if self._running is None:
             self._running = self._supervisor.keep(self._run, name="upper proxy")
+            self._tick_due = self._clock.now() + TICK
+            self._ticking = self._supervisor.keep(self._tick, name="upper proxy")
         if not watched <= self._followed:  # services that nobody watches any more can wait for the next heartbeat
             self._needed.set()
 
@@ -188,7 +193,13 @@ class ProxyEvents:
         self._wake.set()
         await stop(self._running)
         await stop(self._seeking)
+        await stop(self._ticking)
         await stop(self._reading)
+
+    async def _tick(self) -> None:
+        async for now, gap in ticks(self._clock, TICK):
+            if not gap:  # else this process needs a tick to read what has waited
+                self._tick_due = now + TICK
 
     async def _run(self) -> None:
         self._needed.set()  # an exception may have ended the last attempt
@@ -336,7 +347,8 @@ class ProxyEvents:
             stream.is_current = True
             self._became_current(stream)
         self._retry = self._policy.retry
-        if via is not None:
+        # What this process reads after it stood still may be as old as that, and does not say so.
+        if via is not None and not stood_still(self._tick_due, self._clock.now()):
             held = {key: list for key, (_, list) in self._held.items() if key not in unconfirmed}
             self._report(Confirmed, Confirmed(held, via))
         if self._watched != self._followed:

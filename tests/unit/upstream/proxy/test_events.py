@@ -416,6 +416,23 @@ async def test_an_upper_proxy_is_kept_if_the_other_one_is_not_well_either(answer
     await world.close()
 
 
+@pytest.mark.parametrize("awake", [0.0, 0.9])
+async def test_a_heartbeat_that_waited_while_this_process_stood_still_confirms_nothing(
+    world: World, awake: float
+) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    world.reports.clear()
+    world.clock.jump(300.0)
+    if awake:
+        await world.clock.advance(awake)
+    await world.send(current())
+    assert world.reports == [] and world.events.alive
+    await world.clock.advance(2.0)
+    await world.send(current())
+    assert world.reports == [Confirmed({KEY: ORDERS}, FRESH)]
+
+
 async def test_many_lists_are_confirmed_in_parts(world: World) -> None:
     keys = [key(f"s{n}") for n in range(AT_ONCE + 1)]
     world.events.watch(keys)
