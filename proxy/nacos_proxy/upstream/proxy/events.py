@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import Malformed, Refused, UpstreamError
-from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.model.services import ServiceKey, Snapshot, Via
 from nacos_proxy.runtime import Clock, Supervisor, at_most, stood_still, stop, ticks
 from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from nacos_proxy.upstream.http.exchange import HttpClient
@@ -310,9 +310,16 @@ class ProxyEvents:
     def _take_list(self, stream: Stream, data: Any) -> None:
         snapshot, revision = read_whole(data)
         if (key := snapshot.key) in self._watched:
+            if snapshot.via is not None and self._waited:
+                snapshot = snapshot.heard(_aged(snapshot.via, self._waited))
             stream.revisions[key] = revision
             self._held[key] = revision, snapshot
             self._report(key, Changed(key, snapshot, whole=True))
+
+    @property
+    def _waited(self) -> float:
+        """Seconds for which an event may have waited to be read, because this process stood still."""
+        return stood_still(self._tick_due, self._clock.now())
 
     def _take_upstream(self, _: Stream, data: Any) -> None:
         down = isinstance(data, dict) and data.get("state") == "down"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -347,10 +354,9 @@ class ProxyEvents:
             stream.is_current = True
             self._became_current(stream)
         self._retry = self._policy.retry
-        # What this process reads after it stood still may be as old as that, and does not say so.
-        if via is not None and not stood_still(self._tick_due, self._clock.now()):
+        if via is not None:
             held = {key: list for key, (_, list) in self._held.items() if key not in unconfirmed}
-            self._report(Confirmed, Confirmed(held, via))
+            self._report(Confirmed, Confirmed(held, _aged(via, self._waited)))
         if self._watched != self._followed:
             self._needed.set()
 
@@ -374,6 +380,10 @@ class ProxyEvents:
         self._retry_after(self._retry * (0.5 + self._rng()))
         self._turn += 1
         self._needed.set()
+
+
+def _aged(via: Via, seconds: float) -> Via:
+    return replace(via, age=via.age + seconds)
 
 
 def _parts(report: Report) -> Iterator[Report]:

@@ -417,7 +417,7 @@ async def test_an_upper_proxy_is_kept_if_the_other_one_is_not_well_either(answer
 
 
 @pytest.mark.parametrize("awake", [0.0, 0.9])
-async def test_a_heartbeat_that_waited_while_this_process_stood_still_confirms_nothing(
+async def test_events_that_waited_while_this_process_stood_still_may_be_as_old_as_that(
     world: World, awake: float
 ) -> None:
     await world.follow(KEY)
@@ -426,8 +426,11 @@ async def test_a_heartbeat_that_waited_while_this_process_stood_still_confirms_n
     world.clock.jump(300.0)
     if awake:
         await world.clock.advance(awake)
-    await world.send(current())
-    assert world.reports == [] and world.events.alive
+    await world.send(listed(ORDERS, CHANGE), current())
+    changed, confirmed = world.reports
+    assert isinstance(changed, Changed) and isinstance(confirmed, Confirmed) and changed.pushed is not None
+    assert changed.pushed.via == confirmed.via and 300.0 <= confirmed.via.age <= FRESH.age + 301.0
+    world.reports.clear()
     await world.clock.advance(2.0)
     await world.send(current())
     assert world.reports == [Confirmed({KEY: ORDERS}, FRESH)]
