@@ -22,7 +22,7 @@ from typing import Any
 
 from nacos_proxy.model.backoff import Backoff
 from nacos_proxy.model.errors import Malformed, Refused, UpstreamError
-from nacos_proxy.model.services import ServiceKey, Snapshot, Via
+from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock, Supervisor, at_most, stood_still, stop, ticks
 from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from nacos_proxy.upstream.http.exchange import HttpClient
@@ -49,6 +49,7 @@ TOO_MANY = (413, 429)  # statuses: the request is too long for the upper proxy, 
 FULL = 60.0  # seconds, with a random part, until a stream for all services is tried again after that
 AT_ONCE = 500  # lists that are confirmed in one turn of the loop
 TICK = 1.0  # seconds; a shorter stop of this process is not noticed
+RETURN = 2.0  # seconds, times a random number, until a stream is opened after the upper proxy has come back
 GATHER, GATHER_EACH = 0.1, 0.0002  # seconds for which changes of the watched services are gathered, and more for each
 
 
@@ -170,6 +171,12 @@ class ProxyEvents:
             self._ticking = self._supervisor.keep(self._tick, name="upper proxy")
         if not watched <= self._followed:  # services that nobody watches any more can wait for the next heartbeat
             self._needed.set()
+
+    def upstream_is_back(self) -> None:
+        """The upper proxy answers again after an outage: no need to wait as long as for one that is away."""
+        if not self.open:
+            self._failures = 0
+            self._retry_after(min(RETURN * self._rng(), max(0.0, self._retry_at - self._clock.now())))
 
     async def changes(self) -> AsyncIterator[Report]:
         while not self._closed:
@@ -311,7 +318,7 @@ class ProxyEvents:
         snapshot, revision = read_whole(data)
         if (key := snapshot.key) in self._watched:
             if snapshot.via is not None and self._waited:
-                snapshot = snapshot.heard(_aged(snapshot.via, self._waited))
+                snapshot = snapshot.heard(replace(snapshot.via, age=snapshot.via.age + self._waited))
             stream.revisions[key] = revision
             self._held[key] = revision, snapshot
             self._report(key, Changed(key, snapshot, whole=True))
@@ -356,7 +363,7 @@ class ProxyEvents:
         self._retry = self._policy.retry
         if via is not None:
             held = {key: list for key, (_, list) in self._held.items() if key not in unconfirmed}
-            self._report(Confirmed, Confirmed(held, _aged(via, self._waited)))
+            self._report(Confirmed, Confirmed(held, replace(via, age=via.age + self._waited)))
         if self._watched != self._followed:
             self._needed.set()
 
@@ -380,10 +387,6 @@ class ProxyEvents:
         self._retry_after(self._retry * (0.5 + self._rng()))
         self._turn += 1
         self._needed.set()
-
-
-def _aged(via: Via, seconds: float) -> Via:
-    return replace(via, age=via.age + seconds)
 
 
 def _parts(report: Report) -> Iterator[Report]:

@@ -345,6 +345,22 @@ async def test_push_counts_as_lost_when_the_stream_does_not_come_back(world: Wor
     assert world.events.alive and world.events.unavailable == ""
 
 
+async def test_a_stream_is_opened_soon_after_the_upper_proxy_has_come_back(world: World) -> None:
+    world.upper.answer = lambda: httpx.Response(503)
+    await world.follow(KEY)
+    await world.clock.advance(100.0)
+    world.upper.answer = world.upper.stream
+    tried = len(world.upper.requests)
+    world.events.upstream_is_back()
+    await world.clock.advance(0.9)
+    assert len(world.upper.requests) == tried
+    await world.clock.advance(0.2)
+    assert world.events.open, "after a random part of two seconds"
+    world.events.upstream_is_back()
+    await world.clock.advance(60.0)
+    assert len(world.upper.requests) == tried + 1
+
+
 async def test_another_run_of_the_upper_proxy_may_have_lost_its_data(world: World) -> None:
     lost: list[str] = []
     world.events.on_lost.append(lambda: lost.append("lost"))
