@@ -402,7 +402,7 @@ async def test_during_an_outage_another_upper_proxy_is_followed_that_has_none() 
     world = await in_outage()
     followed, asked = world.upper.lines
     assert [request.url.host for request in world.upper.requests] == ["b", "a"]
-    asked.send(begin())
+    asked.send(encode_retry(2000), encode(UPSTREAM, b"{}") + begin())
     await settle()
     await world.clock.advance(1.0)
     assert asked.closed and followed.closed and world.upper.requests[-1].url.host == "a"
