@@ -276,6 +276,8 @@ def _follow_servers(
     servers.on_list.append(follow)
     if isinstance(push, GrpcPush | ProxyEvents):
         push.on_lost.append(agent.suspect)
+    if isinstance(push, ProxyEvents):
+        agent.on_recovery.append(push.upstream_is_back)
     return unfollow
 
 

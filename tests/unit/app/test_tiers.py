@@ -359,3 +359,19 @@ async def test_a_lower_proxy_reaches_the_upper_one_on_a_unix_socket(tmp_path: Pa
         server.should_exit = True
         await asyncio.wait([running], timeout=30)
         await stop(running)
+
+
+async def test_the_event_stream_is_opened_soon_after_the_return_of_the_upper_proxy() -> None:
+    clock, port = FakeClock(), free_port()
+    async with facing("v1+v2", clock) as nacos, below(f"http://127.0.0.1:{port}", clock) as lower:
+        async with serving(clock=clock, upstream=nacos.url, port=port):
+            await following(clock, lower)
+        assert events_of(lower).upstream_is_back in lower.components.agent.on_recovery
+        breaker = lower.components.agent.catalog.breaker
+        await until(clock, lambda: not breaker.up, 1.0)
+        await clock.advance(60.0)
+        async with serving(clock=clock, upstream=nacos.url, port=port):
+            await until(clock, lambda: breaker.up)
+            back = clock.now()
+            await until(clock, lambda: events_of(lower).open)
+            assert clock.now() - back < 4.0, "2 s, and the time in which services are gathered"

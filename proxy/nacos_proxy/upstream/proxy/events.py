@@ -3,6 +3,8 @@
     the watched services change | a new stream names all of them; the old one goes on until the new one answers
     the stream is lost          | the next one begins after the time that the upper proxy gave, with a random part
     it cannot be opened         | the next upper proxy is tried, after a pause that grows
+    it names too many services  | the old one goes on; if there is none, fewer are named, and the rest is polled
+    it has lost its upstream    | another upper proxy is asked from time to time, and followed if it has not
     it is silent                | it counts as lost after `silence` seconds; the upper proxy sends heartbeats
 
 Each stream names the revisions that were received before, so the upper proxy sends what changed meanwhile and no more.
@@ -13,40 +15,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
-
-import httpx
+from typing import Any
 
 from nacos_proxy.model.backoff import Backoff
-from nacos_proxy.model.errors import Garbled, Malformed, Reason, Refused, UpstreamError, is_denied
+from nacos_proxy.model.errors import Malformed, Refused, UpstreamError
 from nacos_proxy.model.services import ServiceKey, Snapshot
-from nacos_proxy.runtime import Clock, Supervisor, stop
+from nacos_proxy.runtime import Clock, Supervisor, at_most, stood_still, stop, ticks
 from nacos_proxy.upstream.contract import Changed, Confirmed, Doubted, Report
 from nacos_proxy.upstream.http.exchange import HttpClient
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
+from nacos_proxy.upstream.proxy.opening import Headers, Opener, Stream, no_headers
 from nacos_proxy.wire.rest.sse import Decoder, Event
 from nacos_proxy.wire.rest.tiers import (
     BEGIN,
     CHANGE,
     CURRENT,
-    EVENTS,
-    NO_PROXY,
     SNAPSHOT,
     UPSTREAM,
     read_begin,
     read_current,
     read_data,
     read_whole,
-    write_follow,
 )
 
 log = logging.getLogger("nacos_proxy.push")
 
 BACKOFF = Backoff(initial=1.0, maximum=30.0, jitter=0.5)  # of attempts to open a stream
+ELSEWHERE = Backoff(initial=10.0, maximum=60.0, jitter=0.5)  # until another upper proxy is asked during an outage
+TOO_MANY = (413, 429)  # statuses: the request is too long for the upper proxy, or it has a limit for each client
+FULL = 60.0  # seconds, with a random part, until a stream for all services is tried again after that
 AT_ONCE = 500  # lists that are confirmed in one turn of the loop
+TICK = 1.0  # seconds; a shorter stop of this process is not noticed
+RETURN = 2.0  # seconds, times a random number, until a stream is opened after the upper proxy has come back
 GATHER, GATHER_EACH = 0.1, 0.0002  # seconds for which changes of the watched services are gathered, and more for each
 
 
@@ -65,23 +68,12 @@ class ProxyEventsPolicy:
     retry: float = 2.0
 
 
-class Headers(Protocol):
-    """The headers of an account. `AuthenticatedClient.grpc_headers` is one."""
-
-    def __call__(self, refused: Mapping[str, str] | None = None) -> Awaitable[Mapping[str, str]]:
-        """`refused`: those that the upper proxy has just refused. Raises `UpstreamError`."""
-        ...
-
-
-async def no_headers(refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
-    return {}
-
-
 class ProxyEvents:
     """Implements `Watchable`. It connects when the first service is watched; `close` ends it.
 
-    `unavailable`: why there is no stream; '' if there is one, or none was tried yet. `resumed`, `resets`: streams that
-    followed another one of the same run of the upper proxy, and of an earlier run. `reconnects`: both, after a loss.
+    `unavailable`: why the last stream could not be opened; '' if it could, or none was tried yet. `resumed`, `resets`:
+    streams that followed another one of the same run of the upper proxy, and of an earlier run. `reconnects`: both,
+    after a loss. `limit`: why the stream is not for all watched services; '' if it is.
     `on_lost`: called when the upper proxy may have lost its data.
     """
 
@@ -94,16 +86,15 @@ class ProxyEvents:
         supervisor: Supervisor | None = None,
         headers: Headers = no_headers,
     ) -> None:
-        self.unavailable = ""
+        self.unavailable = self.limit = ""
         self.was_alive = False
         self.resumed = self.resets = self.reconnects = 0
         self.on_lost: list[Callable[[], None]] = []
         self._policy = policy
-        self._http = http
+        self._opener = Opener(http, policy.silence, headers)
         self._clock = clock
         self._rng = rng
         self._supervisor = supervisor or Supervisor(clock)
-        self._account = headers
         self._turn = int(rng() * len(policy.origins))
         self._watched: frozenset[ServiceKey] = frozenset()
         self._followed: frozenset[ServiceKey] = frozenset()  # by the current stream
@@ -111,16 +102,23 @@ class ProxyEvents:
         self._last_id = ""
         self._retry = policy.retry
         self._retry_at = 0.0
+        self._moved: asyncio.Future[None] | None = None  # `_retry_at` is another than before
         self._failures = 0
+        self._max_named: int | None = None  # services in the next request
         self._lost_at: float | None = None
         self._doubt: str | None = None
         self._news: dict[ServiceKey | type[Report], Report] = {}
         self._wake = asyncio.Event()  # for `changes`
         self._needed = asyncio.Event()  # for `_run`: another stream may be needed
         self._running: asyncio.Task[None] | None = None
+        self._stream: Stream | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._tick_due = 0.0
+        self._ticking: asyncio.Task[None] | None = None
+        self._seeking: asyncio.Task[None] | None = None
+        self._moving = False  # to the upper proxy whose turn it is
         self._closed = False
-        self._takers: dict[str, Callable[[Any], None]] = {
+        self._takers: dict[str, Callable[[Stream, Any], None]] = {
             BEGIN: self._take_begin,
             SNAPSHOT: self._take_list,
             CHANGE: self._take_list,
@@ -151,11 +149,12 @@ class ProxyEvents:
         """The stream and its history, ready for JSON."""
         return {
             "kind": "proxy",
-            "servers": [self.origin] if self.open else [],
+            "servers": [self._stream.origin] if self._stream is not None and self.open else [],
             "subscriptions": sum(map(self.covers, self._watched)),
             "resumed": self.resumed,
             "resets": self.resets,
             "reconnects": self.reconnects,
+            **({"limit": self.limit} if self.limit else {}),
         }
 
     def watch(self, services: Collection[ServiceKey]) -> None:
@@ -168,8 +167,16 @@ class ProxyEvents:
         self._watched = watched
         if self._running is None:
             self._running = self._supervisor.keep(self._run, name="upper proxy")
+            self._tick_due = self._clock.now() + TICK
+            self._ticking = self._supervisor.keep(self._tick, name="upper proxy")
         if not watched <= self._followed:  # services that nobody watches any more can wait for the next heartbeat
             self._needed.set()
+
+    def upstream_is_back(self) -> None:
+        """The upper proxy answers again after an outage: no need to wait as long as for one that is away."""
+        if not self.open:
+            self._failures = 0
+            self._retry_after(min(RETURN * self._rng(), max(0.0, self._retry_at - self._clock.now())))
 
     async def changes(self) -> AsyncIterator[Report]:
         while not self._closed:
@@ -192,87 +199,86 @@ class ProxyEvents:
         self._closed = True
         self._wake.set()
         await stop(self._running)
+        await stop(self._seeking)
+        await stop(self._ticking)
         await stop(self._reading)
 
+    async def _tick(self) -> None:
+        async for now, gap in ticks(self._clock, TICK):
+            if not gap:  # else this process needs a tick to read what has waited
+                self._tick_due = now + TICK
+
     async def _run(self) -> None:
+        self._needed.set()  # an exception may have ended the last attempt
         while True:
             await self._needed.wait()
             self._needed.clear()
-            now = self._clock.now()
-            await self._clock.sleep_until(max(self._retry_at, now + GATHER + GATHER_EACH * len(self._watched)))
-            watched = self._watched
-            if self.open and watched == self._followed:
+            await self._pause()
+            wanted = self._wanted()
+            if self.open and wanted == self._followed and not self._moving:
                 continue
-            if not watched:
+            if not wanted:
                 await stop(self._reading)
-                self._followed = watched
+                self._followed = wanted
                 continue
             try:
-                response = await self._open(watched)
+                named = {key: self._held[key][0] if key in self._held else "" for key in wanted}
+                stream = await self._opener.open(self.origin, named, self._last_id)
             except UpstreamError as error:
-                self._not_opened(error)
+                self._not_opened(error, len(wanted))
                 continue
             await stop(self._reading)
-            self._followed = watched
-            self._reading = self._supervisor.once(self._read(response), name="upper proxy")
+            self._stream, self._followed, self._moving = stream, wanted, False
+            self._reading = self._supervisor.once(self._read(stream), name="upper proxy")
+            if self._max_named is not None:
+                self._retry_after(FULL * (0.5 + self._rng()))
 
-    async def _open(self, services: frozenset[ServiceKey]) -> httpx.Response:
-        """The response whose body is the stream. Raises `UpstreamError`."""
-        headers = await self._account()
-        try:
-            return await self._post(services, headers)
-        except Refused as error:
-            if not is_denied(error):
-                raise
-            renewed = await self._account(headers)
-            if renewed == headers:
-                raise
-            return await self._post(services, renewed)
+    async def _pause(self) -> None:
+        """Returns when the next request may be sent."""
+        gathered = self._clock.now() + GATHER + GATHER_EACH * len(self._watched)
+        while (left := max(self._retry_at, gathered) - self._clock.now()) > 0:
+            self._moved = asyncio.get_running_loop().create_future()
+            await at_most(self._clock, left, self._moved)
 
-    async def _post(self, services: frozenset[ServiceKey], account: Mapping[str, str]) -> httpx.Response:
-        http, origin = self._http, self.origin
-        held = self._held
-        body = write_follow({key: held[key][0] if key in held else "" for key in services})
-        headers = {
-            "User-Agent": http.policy.agent,
-            "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-            **dict(http.api_token_headers),
-            **account,
-            **({"Last-Event-ID": self._last_id} if self._last_id else {}),
-        }
-        waits = {"connect": http.policy.timeouts.connect, "read": self._policy.silence, "write": self._policy.silence}
-        extensions = {**http.forwarding_extensions, "timeout": {**waits, "pool": waits["connect"]}, "idempotent": True}
-        request = httpx.Request("POST", origin + EVENTS, headers=headers, content=body, extensions=extensions)
-        try:
-            response = await http.exchange(request)
-            if response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream"):
-                return response
-            text = (await response.aread()).decode("utf-8", "replace")[:500]
-        except CAUGHT as error:
-            raise upstream_error(error, origin) from error
-        raise _refusal(origin, response.status_code, text)
+    def _retry_after(self, delay: float) -> None:
+        self._retry_at = self._clock.now() + delay
+        if self._moved is not None and not self._moved.done():
+            self._moved.set_result(None)
 
-    def _not_opened(self, error: UpstreamError) -> None:
-        if not self.unavailable:
+    def _wanted(self) -> frozenset[ServiceKey]:
+        """The services to name, as many as are allowed. Those come first that were followed before."""
+        if self._max_named is None or len(self._watched) <= self._max_named:
+            return self._watched
+        followed = self._followed
+        return frozenset(sorted(self._watched, key=lambda key: (key not in followed, key))[: self._max_named])
+
+    def _not_opened(self, error: UpstreamError, named: int) -> None:
+        if not self.unavailable and self.open:
+            log.warning("the event stream cannot be opened for other services: %s; it goes on for those before", error)
+        elif not self.unavailable:
             log.warning("no event stream of the upper proxy: %s; changes are found by polling", error)
         self.unavailable = str(error)
         self._failures += 1
         self._turn += 1
-        now = self._clock.now()
-        self._retry_at = now + BACKOFF.delay(self._failures - 1, self._rng)
+        self._retry_after(BACKOFF.delay(self._failures - 1, self._rng))
+        if isinstance(error, Refused) and error.status in TOO_MANY:
+            self.limit = str(error)
+            if self.open:
+                self._retry_after(FULL * (0.5 + self._rng()))
+            else:
+                kept = len(self._followed & self._watched)
+                self._max_named = kept if 0 < kept < named else max(1, named // 2)
         if not self.open and self._lost_at is None:
-            self._lost_at = now
+            self._lost_at = self._clock.now()
         self._needed.set()
 
-    async def _read(self, response: httpx.Response) -> None:
+    async def _read(self, stream: Stream) -> None:
         """Reads a stream to its end. That a new one takes its place cancels it, and is no loss."""
-        decoder, origin, error = Decoder(), self.origin, "the stream ended"
+        decoder, origin, response, error = Decoder(), stream.origin, stream.response, "the stream ended"
         try:
             async for chunk in response.aiter_raw():
                 for event in decoder.feed(chunk):
-                    self._take(event)
+                    self._take(stream, event)
         except CAUGHT as failure:
             error = str(upstream_error(failure, origin))
         except Malformed as failure:
@@ -282,9 +288,9 @@ class ProxyEvents:
             error = f"{type(failure).__name__} in the proxy"
         finally:
             await response.aclose()
-        self._lost(error)
+        self._lost(stream, error)
 
-    def _take(self, event: Event) -> None:
+    def _take(self, stream: Stream, event: Event) -> None:
         """Raises `Malformed`."""
         if event.retry is not None:
             self._retry = event.retry / 1000
@@ -293,9 +299,9 @@ class ProxyEvents:
         if not event.data:
             return
         if (take := self._takers.get(event.kind)) is not None:  # else it is of a later version
-            take(read_data(event.data))
+            take(stream, read_data(event.data))
 
-    def _take_begin(self, data: Any) -> None:
+    def _take_begin(self, stream: Stream, data: Any) -> None:
         begin = read_begin(data)
         if self._lost_at is not None:
             self.reconnects += 1
@@ -303,18 +309,26 @@ class ProxyEvents:
             self.resumed += not begin.reset
             self.resets += begin.reset
         if begin.reset:
-            log.warning("the upper proxy %s is another run than before", self.origin)
+            log.warning("the upper proxy %s is another run than before", stream.origin)
             for listener in self.on_lost:
                 self._supervisor.call("upper proxy", listener)
         self._doubted(begin.outage)
 
-    def _take_list(self, data: Any) -> None:
+    def _take_list(self, stream: Stream, data: Any) -> None:
         snapshot, revision = read_whole(data)
         if (key := snapshot.key) in self._watched:
+            if snapshot.via is not None and self._waited:
+                snapshot = snapshot.heard(replace(snapshot.via, age=snapshot.via.age + self._waited))
+            stream.revisions[key] = revision
             self._held[key] = revision, snapshot
             self._report(key, Changed(key, snapshot, whole=True))
 
-    def _take_upstream(self, data: Any) -> None:
+    @property
+    def _waited(self) -> float:
+        """Seconds for which an event may have waited to be read, because this process stood still."""
+        return stood_still(self._tick_due, self._clock.now())
+
+    def _take_upstream(self, _: Stream, data: Any) -> None:
         down = isinstance(data, dict) and data.get("state") == "down"  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         self._doubted(str(data.get("reason") or "it does not say why") if down else "")  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
@@ -322,24 +336,55 @@ class ProxyEvents:
         if reason != self._doubt:
             self._doubt = reason
             self._report(Doubted, Doubted(reason))
+        if reason and len(self._policy.origins) > 1 and (self._seeking is None or self._seeking.done()):
+            self._seeking = self._supervisor.once(self._seek(), name="upper proxy")
 
-    def _take_current(self, data: Any) -> None:
+    async def _seek(self) -> None:
+        """Until the outage is over: moves to another upper proxy if that one has none."""
+        origins, failures = self._policy.origins, 0
+        while True:
+            await self._clock.sleep_until(self._clock.now() + ELSEWHERE.delay(failures, self._rng))
+            failures += 1
+            if not self._doubt or self._stream is None or not self._followed:
+                return
+            there = origins.index(self._stream.origin) + 1 + int(self._rng() * (len(origins) - 1))
+            origin = origins[there % len(origins)]
+            if await self._opener.is_well(origin, next(iter(self._followed))):
+                log.info("the upper proxy %s has not lost its upstream: moving there", origin)
+                self._turn, self._moving = there, True
+                self._needed.set()
+                return
+
+    def _take_current(self, stream: Stream, data: Any) -> None:
         via, unconfirmed = read_current(data)
-        if self._lost_at is not None or not self.was_alive:
-            log.info("following the event stream of the upper proxy %s", self.origin)
-        self._lost_at, self.was_alive, self.unavailable, self._failures = None, True, "", 0
+        if not stream.is_current:
+            stream.is_current = True
+            self._became_current(stream)
         self._retry = self._policy.retry
         if via is not None:
             held = {key: list for key, (_, list) in self._held.items() if key not in unconfirmed}
-            self._report(Confirmed, Confirmed(held, via))
+            self._report(Confirmed, Confirmed(held, replace(via, age=via.age + self._waited)))
         if self._watched != self._followed:
             self._needed.set()
 
-    def _lost(self, error: str) -> None:
-        log.warning("the event stream of the upper proxy %s is lost: %s", self.origin, error)
-        now = self._clock.now()
-        self._lost_at, self._doubt = now, None
-        self._retry_at = now + self._retry * (0.5 + self._rng())
+    def _became_current(self, stream: Stream) -> None:
+        if self._lost_at is not None or not self.was_alive:
+            log.info("following the event stream of the upper proxy %s", stream.origin)
+        self._lost_at, self.was_alive, self.unavailable, self._failures = None, True, "", 0
+        if self._max_named is None:
+            self.limit = ""
+        self._max_named = None  # for the next stream, which may be for all again
+        # A change that the stream before brought after this one's request may have been undone before the upper proxy
+        # compared: then the list is again the one that was named, and nothing was sent.
+        for key, revision in stream.revisions.items():
+            if key in self._held and self._held[key][0] != revision:
+                del self._held[key]
+                self._report(key, Changed(key))
+
+    def _lost(self, stream: Stream, error: str) -> None:
+        log.warning("the event stream of the upper proxy %s is lost: %s", stream.origin, error)
+        self._lost_at, self._doubt = self._clock.now(), None
+        self._retry_after(self._retry * (0.5 + self._rng()))
         self._turn += 1
         self._needed.set()
 
@@ -352,12 +397,3 @@ def _parts(report: Report) -> Iterator[Report]:
     lists = iter(report.lists.items())
     while part := dict(islice(lists, AT_ONCE)):
         yield Confirmed(part, report.via)
-
-
-def _refusal(origin: str, status: int, text: str) -> UpstreamError:
-    if status in (404, 405, 501):
-        return Refused(Reason.OTHER, f"{origin}: {NO_PROXY.format(status)}", status=status)
-    if status == 200:
-        return Garbled(f"{origin}: the answer to a request for events is no event stream", answered=True)
-    reason = Reason.NO_RIGHT if status in (401, 403) else Reason.OTHER
-    return Refused(reason, f"{origin}: status {status}: {text}", status=status)

@@ -175,6 +175,117 @@ async def test_a_new_stream_replaces_the_old_one_when_more_services_are_watched(
     assert (world.events.resumed, world.events.resets, world.events.reconnects) == (1, 0, 0)
 
 
+async def test_a_change_that_was_undone_before_the_new_stream_began_is_not_kept() -> None:
+    world, opened = World(), asyncio.Event()
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    old, post = world.line, world.upper.handle_async_request
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await opened.wait()
+        return await post(request)
+
+    world.upper.handle_async_request = slowly  # type: ignore[method-assign]
+    await world.follow(KEY, STOCK)
+    old.send(listed(snapshot(instance("10.0.0.2")), CHANGE))
+    await settle()
+    opened.set()
+    await settle()
+    assert world.upper.asked()["orders"] == ORDERS.revision
+    world.reports.clear()
+    await world.send(begin(), listed(snapshot(service=STOCK)), current())
+    assert Changed(KEY) in world.reports, "only a fetch tells"
+    assert [set(report.lists) for report in world.reports if isinstance(report, Confirmed)] == [{STOCK}]
+    assert not world.events.covers(KEY)
+    await world.close()
+
+
+async def test_a_refused_stream_for_more_services_is_not_tried_again_and_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    world.upper.answer = lambda: httpx.Response(503, content=b"too busy")
+    await world.follow(KEY, STOCK)
+    for _ in range(20):
+        await world.send(current())
+        await world.clock.advance(15.0)
+    assert world.events.alive and "too busy" in world.events.unavailable
+    assert len(world.upper.requests) <= 1 + 5 + 300 / 15, "the pauses grow to 15 to 30 s"
+    assert [text for text in caplog.messages if "too busy" in text] == [
+        "the event stream cannot be opened for other services: http://b:8840: status 503: too busy; "
+        "it goes on for those before"
+    ]
+    assert world.events.status()["servers"] == ["http://b:8840"], "that of the stream, whose turn ever it is"
+
+
+def at_most(upper: Upper, services: int, status: int = 429) -> Callable[[], httpx.Response]:
+    """The answer of an upper proxy that refuses streams for more services."""
+
+    def answer() -> httpx.Response:
+        return upper.stream() if len(upper.asked()) <= services else httpx.Response(status, content=b"at most so many")
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [413, 429])
+async def test_of_too_many_services_as_many_are_followed_as_the_upper_proxy_allows(world: World, status: int) -> None:
+    keys = [key(f"s{n}") for n in range(8)]
+    world.upper.answer = at_most(world.upper, 3, status)
+    await world.follow(*keys)
+    await world.clock.advance(6.0)
+    assert [len(orjson.loads(r.content)["services"]["public"]["DEFAULT_GROUP"]) for r in world.upper.requests] == [
+        8,
+        4,
+        2,
+    ]
+    lists = [snapshot(service=one) for one in keys[:2]]
+    await world.send(begin(), *map(listed, lists), current())
+    assert world.events.alive and [one for one in keys if world.events.covers(one)] == keys[:2]
+    assert world.events.status()["limit"].endswith(f"status {status}: at most so many")
+    world.upper.answer = world.upper.stream
+    await world.clock.advance(55.0)
+    await world.send(current())
+    assert len(world.upper.requests) == 3
+    await world.clock.advance(10.0)
+    assert len(world.upper.asked()) == 8, "all are tried again after a minute"
+    await world.send(begin(), current())
+    assert "limit" not in world.events.status()
+
+
+async def test_after_a_loss_the_services_come_first_that_were_followed_before(world: World) -> None:
+    world.upper.answer = at_most(world.upper, 2)
+    await world.follow(KEY, STOCK)
+    await world.send(begin(), listed(ORDERS), current())
+    await world.follow(KEY, STOCK, key("a"), key("b"))
+    assert len(world.upper.requests) == 2 and world.events.alive, "the old stream goes on"
+    await world.send(current())
+    await world.clock.advance(20.0)
+    assert len(world.upper.requests) == 2
+    world.line.send(None)
+    await world.clock.advance(5.0)
+    assert world.upper.asked() == {"orders": ORDERS.revision, "stock": ""}
+    await world.send(begin(), current())
+    assert world.events.alive and world.events.covers(KEY)
+
+
+async def test_a_bug_in_an_attempt_does_not_end_the_attempts() -> None:
+    failures = [RuntimeError("a bug")]
+
+    async def headers(refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        if failures:
+            raise failures.pop()
+        return {}
+
+    world = World(headers=headers)
+    await world.follow(KEY)
+    assert (world.supervisor.failures["upper proxy"], world.events.open) == (1, False)
+    await world.clock.advance(3.0)
+    world.supervisor.failures.clear()
+    assert world.events.open
+    await world.close()
+
+
 async def test_services_that_nobody_watches_any_more_leave_the_stream_at_its_next_heartbeat(world: World) -> None:
     await world.follow(KEY, STOCK)
     await world.send(begin(), listed(ORDERS), current())
@@ -234,6 +345,22 @@ async def test_push_counts_as_lost_when_the_stream_does_not_come_back(world: Wor
     assert world.events.alive and world.events.unavailable == ""
 
 
+async def test_a_stream_is_opened_soon_after_the_upper_proxy_has_come_back(world: World) -> None:
+    world.upper.answer = lambda: httpx.Response(503)
+    await world.follow(KEY)
+    await world.clock.advance(100.0)
+    world.upper.answer = world.upper.stream
+    tried = len(world.upper.requests)
+    world.events.upstream_is_back()
+    await world.clock.advance(0.9)
+    assert len(world.upper.requests) == tried
+    await world.clock.advance(0.2)
+    assert world.events.open, "after a random part of two seconds"
+    world.events.upstream_is_back()
+    await world.clock.advance(60.0)
+    assert len(world.upper.requests) == tried + 1
+
+
 async def test_another_run_of_the_upper_proxy_may_have_lost_its_data(world: World) -> None:
     lost: list[str] = []
     world.events.on_lost.append(lambda: lost.append("lost"))
@@ -259,6 +386,70 @@ async def test_an_outage_behind_the_upper_proxy_is_reported_once(world: World) -
     world.reports.clear()
     await world.send(begin(outage="it does not say why"))
     assert world.reports == [Doubted("it does not say why")], "the loss of the stream may have ended the doubt"
+
+
+async def in_outage() -> World:
+    """It follows KEY at http://b:8840, which then loses its upstream. The pause for a question to a is at its end."""
+    world = World()
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    await world.send(encode(UPSTREAM, b'{"state":"down","reason":"refused"}'))
+    await world.clock.advance(10.0)
+    return world
+
+
+async def test_during_an_outage_another_upper_proxy_is_followed_that_has_none() -> None:
+    world = await in_outage()
+    followed, asked = world.upper.lines
+    assert [request.url.host for request in world.upper.requests] == ["b", "a"]
+    asked.send(encode_retry(2000), encode(UPSTREAM, b"{}") + begin())
+    await settle()
+    await world.clock.advance(1.0)
+    assert asked.closed and followed.closed and world.upper.requests[-1].url.host == "a"
+    assert world.upper.asked() == {"orders": ORDERS.revision}
+    await world.send(begin(reset=True), current())
+    assert world.reports[-2:] == [Doubted(""), Confirmed({KEY: ORDERS}, FRESH)]
+    await world.clock.advance(100.0)
+    assert (len(world.upper.requests), world.events.status()["servers"]) == (3, ["http://a:8840"])
+    await world.close()
+
+
+@pytest.mark.parametrize("answer", [begin(outage="refused"), encode(BEGIN, b"{oops"), None])
+async def test_an_upper_proxy_is_kept_if_the_other_one_is_not_well_either(answer: bytes | None) -> None:
+    world = await in_outage()
+    followed, asked = world.upper.lines
+    asked.send(answer)
+    await settle()
+    world.upper.answer = lambda: httpx.Response(503)
+    await world.clock.advance(120.0)
+    assert asked.closed and not followed.closed and world.events.alive
+    assert [request.url.host for request in world.upper.requests[2:]] == ["a"] * (len(world.upper.requests) - 2)
+    tried = len(world.upper.requests)
+    assert 3 <= tried <= 7, "the pauses grow"
+    followed.send(encode(UPSTREAM, b'{"state":"up"}'))
+    await world.clock.advance(120.0)
+    assert len(world.upper.requests) == tried
+    await world.close()
+
+
+@pytest.mark.parametrize("awake", [0.0, 0.9])
+async def test_events_that_waited_while_this_process_stood_still_may_be_as_old_as_that(
+    world: World, awake: float
+) -> None:
+    await world.follow(KEY)
+    await world.send(begin(), listed(ORDERS), current())
+    world.reports.clear()
+    world.clock.jump(300.0)
+    if awake:
+        await world.clock.advance(awake)
+    await world.send(listed(ORDERS, CHANGE), current())
+    changed, confirmed = world.reports
+    assert isinstance(changed, Changed) and isinstance(confirmed, Confirmed) and changed.pushed is not None
+    assert changed.pushed.via == confirmed.via and 300.0 <= confirmed.via.age <= FRESH.age + 301.0
+    world.reports.clear()
+    await world.clock.advance(2.0)
+    await world.send(current())
+    assert world.reports == [Confirmed({KEY: ORDERS}, FRESH)]
 
 
 async def test_many_lists_are_confirmed_in_parts(world: World) -> None:
