@@ -110,7 +110,7 @@ def run(
     quick: bool, upstream: str | None, say: Callable[[str], None], only: str = ""
 ) -> Iterator[tuple[Series, str, str]]:
     """Yields each question's series with its baseline and the figure that counts."""
-    seconds, rounds, many = (1.0, 2, 100) if quick else (6.0, 5, 1000)
+    seconds, rounds, many = (1.0, 2, 100) if quick else (3.0, 5, 1000)
     started: list[Contender] = []
     try:
         if upstream is None:

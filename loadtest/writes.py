@@ -26,7 +26,7 @@ def run(
     quick: bool, upstream: str | None, say: Callable[[str], None], only: str = ""
 ) -> Iterator[tuple[Series, str, str]]:
     """Yields each question's series with its baseline and the figure that counts."""
-    seconds, rounds = (1.0, 2) if quick else (5.0, 5)
+    seconds, rounds = (1.0, 2) if quick else (3.0, 5)
     started: list[Contender] = []
     try:
         if upstream is None:
