@@ -2,6 +2,7 @@
 
 import pytest
 
+from loadtest.causes import CAUSES
 from loadtest.page import page, sizing
 from loadtest.report import Result
 from loadtest.rounds import Sample, Series
@@ -38,7 +39,7 @@ def test_page_has_the_cause_of_each_goal_that_was_missed() -> None:
     both = [("r-nacos", {"p50": 0.1}), ("nacos-proxy", {"p50": 1.0})]
     text = page([result(f"writes, {what} as the Java SDK, 1 connection", *both) for what in ("beats", "registrations")])
     together = "a beat over one connection: added to the median; a registration over one connection: the same"
-    assert f"- **{together}**: A write is received" in text
+    assert f"- **{together}**: {CAUSES[together.partition(';')[0]]}" in text
     slow = page([result("propagation, change to event", ("own write", {"p99_ms": 11.0}))])
     assert "- **from a write through the proxy to an SSE reader, p99**: not known yet." in slow
     assert "Why some goals" not in page([result("propagation, change to event", ("own write", {"p99_ms": 1.0}))])
