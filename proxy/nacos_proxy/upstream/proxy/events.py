@@ -201,7 +201,12 @@ class ProxyEvents:
         await stop(self._running)
         await stop(self._seeking)
         await stop(self._ticking)
+        await self._stop_reading()
+
+    async def _stop_reading(self) -> None:
         await stop(self._reading)
+        if self._stream is not None:
+            await self._stream.response.aclose()  # a task that had not begun to read has not closed it
 
     async def _tick(self) -> None:
         async for now, gap in ticks(self._clock, TICK):
@@ -218,7 +223,7 @@ class ProxyEvents:
             if self.open and wanted == self._followed and not self._moving:
                 continue
             if not wanted:
-                await stop(self._reading)
+                await self._stop_reading()
                 self._followed = wanted
                 continue
             try:
@@ -227,7 +232,11 @@ class ProxyEvents:
             except UpstreamError as error:
                 self._not_opened(error, len(wanted))
                 continue
-            await stop(self._reading)
+            try:
+                await self._stop_reading()
+            except asyncio.CancelledError:
+                await stream.response.aclose()
+                raise
             self._stream, self._followed, self._moving = stream, wanted, False
             self._reading = self._supervisor.once(self._read(stream), name="upper proxy")
             if self._max_named is not None:

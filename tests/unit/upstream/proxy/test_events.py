@@ -544,6 +544,20 @@ async def test_close_ends_everything_for_good(world: World) -> None:
     assert (len(world.upper.requests), world.events.alive, world.line.closed) == (1, False, True)
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_close_ends_a_stream_that_is_just_taking_the_place_of_another(turns: int) -> None:
+    world = World()
+    await world.follow(KEY)
+    world.events.watch([KEY, STOCK])
+    moving = spawn(world.clock.advance(1.0), name="clock")
+    while len(world.upper.requests) < 2:
+        await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await world.close()
+    await moving
+
+
 async def test_an_upper_proxy_that_cannot_be_reached_is_tried_again(world: World) -> None:
     def refuse() -> httpx.Response:
         raise httpx.ConnectError("no connection: Connection refused")
