@@ -20,11 +20,21 @@ _P99 = (
 )
 
 CAUSES: Mapping[str, str] = {
+    "reads as the Java SDK polls, compared with nginx's cache": "Within the spread of the rounds.",
     "reads as the Python SDK asks, compared with nginx's cache": (
         "This SDK opens a connection for each request. To accept one, to make its protocol object and to close it "
         "costs uvloop and Python twice what it costs nginx."
     ),
-    "p99 of these reads, compared with nginx's cache: the worst": _P99,
+    "p99 of these reads, compared with nginx's cache: the worst": (
+        "The worst is that of the Python SDK, which opens a connection for each request."
+    ),
+    "identical heads, compared with nginx's cache": (
+        "The bare protocol on uvloop is the limit of one Python process, and is itself only 1.45 times as fast as "
+        "nginx on this machine. The goal was set on one where nginx served half as many."
+    ),
+    "random services, compared with our reads of one": (
+        "Within the spread of the rounds. The answers of 1,000 services are 5 MB, more than a core's cache holds."
+    ),
     "p99 of identical heads, compared with the same": _P99,
     "p99 over 200 connections, compared with the same": _P99,
     "beats, compared with nginx as a reverse proxy": _WRITE,

@@ -82,12 +82,12 @@ a second than readers, the machine was too busy to make them all, and the CPU of
 - **`poll_budget`** (200 a second) bounds the polls, whatever is watched. With more than 1,000 watched services and no
   push, lists become older than `poll_interval_read`. Beyond `cache_ttl`, a read is answered as before and causes one
   more request to Nacos, and `/readyz` says `polling`.
-- **Reads** that repeat cost about 14 µs of CPU each, up to tens of thousands a second
+- **Reads** that repeat cost about 10 µs of CPU each, up to tens of thousands a second
   ([reads](performance.md#reads-one-hot-service)). The proxy makes an answer anew if its service has changed, or if the
   request was not sent twice before; that costs about 0.5 ms.
 - **Memory** grows with the number of instances, and with each open event stream by about 8 KiB
   ([fanout](performance.md#fanout-10000-readers)), with each SDK over gRPC by about 21 KiB.
-- **Writes** cost about 0.5 ms of CPU each; 1,000 instances with a heartbeat every 5 s are a tenth of a core
+- **Writes** cost about 0.2 ms of CPU each; 1,000 instances with a heartbeat every 5 s are 4 % of a core
   ([writes](performance.md#writes-beats-as-the-java-sdk-32-connections)).
 
 The proxy is one process and uses one core. If that is not enough for a host, run
