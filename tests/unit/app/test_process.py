@@ -203,7 +203,7 @@ def test_dns_sockets_have_one_port_for_udp_and_tcp(opened: list[socket.socket], 
 def test_dns_sockets_name_a_port_that_is_taken_for_udp_only(opened: list[socket.socket]) -> None:
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     opened.append(udp)
-    udp.bind(("127.0.0.1", 0))
+    udp.bind(("127.0.0.1", free_port()))  # a port that is free for TCP
     with pytest.raises(CannotStart, match="by UDP: Address already in use"):
         dns_sockets([udp.getsockname()])
 
