@@ -462,7 +462,7 @@ async def both() -> AsyncIterator[tuple[Side, Side]]:
         for fast in (True, False):
             clock = FakeClock()
             # bytes after an upgrade in one packet are never answered: the client waits for keep_alive to end
-            served = await stack.enter_async_context(serving(clock, fast_path=fast, keep_alive=1))
+            served = await stack.enter_async_context(serving(clock, fast_path=fast, keep_alive=3))
             sides.append(Side(served, clock))
         yield sides[0], sides[1]
 
