@@ -2,6 +2,7 @@ import pytest
 
 from loadtest.soak import Look, judge, slope
 from loadtest.soak_clients import Error, Outage, differences, hosts_of, unexplained
+from tests.faults.load import Acknowledged
 
 
 def looks(memory: list[float], files: list[int]) -> list[Look]:
@@ -48,3 +49,12 @@ def test_differences_names_the_services_and_addresses() -> None:
         "a list: a differs in 10.0.0.1:80"
     ]
     assert differences("a list", {}, truth) == ["a list: a differs in 10.0.0.1:80"]
+
+
+def test_lost_by_names_what_a_killed_server_did_not_keep_and_nothing_that_was_written_since() -> None:
+    writes = Acknowledged({"kept", "lost", "removed since"}, {"gone", "back"})
+    before = writes.copy()
+    writes.there = {"kept", "lost", "new"}
+    writes.gone |= {"removed since"}
+    assert writes.lost_by(frozenset({"kept", "back", "removed since"}), before) == {"lost", "back"}
+    assert (writes.there, writes.gone, writes.unknown) == ({"kept", "new"}, {"gone", "removed since"}, {"lost", "back"})
