@@ -36,7 +36,7 @@ LOOKS = 120
 ROUND = 60.0  # seconds: a kill, an upstream that is away, and the time in which all agree again
 NAMES = 4  # used again, so that what the rounds leave behind does not grow
 KILL_AT, BACK_AT, SETTLE_AT = 10.0, 16.0, 40.0  # in each round
-READ_AFTER = 3.0  # seconds after its start, until the upstream has read its own log
+READ_AFTER = 3.0  # seconds after its start, until the upstream has read its own log; its lists grow meanwhile
 SETTLE = 90.0  # seconds: longer than an instance without beats stays listed
 
 
@@ -142,9 +142,12 @@ class Soak:
                     await self._until(begun + SETTLE_AT)
                     await load.stop_writing()
                     await load.settled(self._upstream)
-                    self.wrong += [f"round {number + 1}: {text}" for text in load.violations()]
+                    found = load.violations()
             except AssertionError as error:
-                self.wrong.append(f"round {number + 1}: {error!r}")
+                found = [repr(error)]
+            for text in found:
+                self._say(f"round {number + 1}: VIOLATION: {text}")
+            self.wrong += [f"round {number + 1}: {text}" for text in found]
             self._say(f"round {number + 1}: {len(self.wrong)} violations so far")
 
     async def _outage(self, load: Load, back_at: float) -> None:
@@ -155,9 +158,11 @@ class Soak:
         await asyncio.to_thread(self._server.kill)
         before = load.acknowledged.copy()
         await self._until(back_at)
+        load.rebuilding = True
         await asyncio.to_thread(self._server.start)
         self._outages.append(Outage(since, self._now()))
         await asyncio.sleep(READ_AFTER)
+        load.rebuilding = False
         load.lost = load.acknowledged.lost_by(await load.shown(self._upstream, load.changing), before)
         if load.lost:
             self._say(f"the upstream itself lost {len(load.lost)} writes in the kill")

@@ -2,7 +2,7 @@ import pytest
 
 from loadtest.soak import Look, judge, slope
 from loadtest.soak_clients import Error, Outage, differences, hosts_of, unexplained
-from tests.faults.load import Acknowledged
+from tests.faults.load import Acknowledged, Read
 
 
 def looks(memory: list[float], files: list[int]) -> list[Look]:
@@ -58,3 +58,12 @@ def test_lost_by_names_what_a_killed_server_did_not_keep_and_nothing_that_was_wr
     writes.gone |= {"removed since"}
     assert writes.lost_by(frozenset({"kept", "back", "removed since"}), before) == {"lost", "back"}
     assert (writes.there, writes.gone, writes.unknown) == ({"kept", "new"}, {"gone", "removed since"}, {"lost", "back"})
+
+
+@pytest.mark.parametrize(("lost", "rebuilding", "missing"), [(2, False, 2), (2, True, 0), (3, True, 3)])
+def test_a_read_may_lack_up_to_half_while_the_upstream_rebuilds_its_lists(
+    lost: int, rebuilding: bool, missing: int
+) -> None:
+    must = frozenset(f"10.0.0.{n}:80" for n in range(4))
+    read = Read("a", must, frozenset(), 200, frozenset(sorted(must)[lost:]), rebuilding=rebuilding)
+    assert len(read.missing) == missing
