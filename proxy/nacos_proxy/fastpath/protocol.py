@@ -41,7 +41,7 @@ class FastProtocol(WriteProtocol):
     now: ClassVar[staticmethod[[], float]]
 
     __slots__ = (
-        "_chunk", "_closes", "_heads_parsed", "_id_field", "_last_sent", "_max_fast_head", "_prepared", "_request_id",
+        "_chunk", "_closes", "_heads_parsed", "_last_sent", "_max_fast_head", "_prepared", "_request_id",
         "_socket", "_socket_kind", "_stream",
     )  # fmt: skip
 
@@ -49,7 +49,6 @@ class FastProtocol(WriteProtocol):
         super().__init__(*args, **kwargs)
         self._last_sent = float("-inf")  # the loop's time when the last prepared response was sent
         self._heads_parsed = 0
-        self._id_field = b""  # as the last head with an id had it, because a client writes each id like its last one
         self._socket_kind = b""
         self._socket = b""  # part of the head-stage key; b"" for plain TCP
         self._prepared: PreparedResponse | None = None  # the response to the request parsed last

@@ -16,11 +16,11 @@ from contextvars import copy_context
 from functools import partial
 from hashlib import blake2b
 from secrets import token_bytes
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from nacos_proxy.fastpath.heads import without_ids
+from nacos_proxy.fastpath.heads import id_field, without_field, without_ids
 from nacos_proxy.fastpath.limits import LimitedProtocol
 from nacos_proxy.fastpath.table import Headers, SeenKeys
 from nacos_proxy.model.limits import Rules
@@ -52,9 +52,24 @@ WriteKey = bytes
 
 def key_and_id(data: bytes, socket_kind: bytes) -> tuple[WriteKey, bytes]:
     """The key of a request, and its `X-Request-Id`, b"" if it has none."""
+    head, body = _split(data)
+    head, id = without_ids(head)
+    return _digest(head + body, socket_kind), id
+
+
+def key_without(field: bytes, data: bytes, socket_kind: bytes) -> WriteKey:
+    """The key of a request whose only id is in this field (`heads.id_field`); any other has a key that is unknown."""
+    head, body = _split(data)
+    return _digest(without_field(head, field) + body, socket_kind)
+
+
+def _split(data: bytes) -> tuple[bytes, bytes]:
     end = data.find(b"\r\n\r\n") + 4
-    head, id = without_ids(data[:end])
-    return blake2b(head + data[end:], key=_DIGEST_KEY, digest_size=16, person=socket_kind).digest(), id
+    return data[:end], data[end:]
+
+
+def _digest(data: bytes, socket_kind: bytes) -> WriteKey:
+    return blake2b(data, key=_DIGEST_KEY, digest_size=16, person=socket_kind).digest()
 
 
 class KnownWrite:
@@ -144,17 +159,24 @@ class WriteProtocol(LimitedProtocol):
 
     writes: ClassVar[KnownWrites | None] = None
 
-    __slots__ = ()
+    __slots__ = ("_id_field",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._id_field = b""  # as the last head with an id had it, because a client writes each id like its last one
 
     def _repeat_write(self, data: bytes, socket_kind: bytes) -> bool:
         """Begins the write in these bytes, which follow a whole request, if it is known."""
         writes = self.writes
         if writes is None or len(data) > MAX_LENGTH or self.flow.write_paused or self.transport.is_closing():
             return False
-        key, id = key_and_id(data, socket_kind)
-        known = writes.find(key)
+        known, id = writes.find(key_without(self._id_field, data, socket_kind)) if self._id_field else None, b""
         if known is None:
-            return False
+            key, id = key_and_id(data, socket_kind)
+            if (known := writes.find(key)) is None:
+                return False
+            if not id:
+                self._id_field = id_field(_split(data)[0])
         cycle, context = WriteCycle(known, sane_id(id) or new_id(), writes.now()), copy_context()
         if not context.run(self._begin_write, writes, cycle):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nacos_proxy.fastpath.asgi import Message, Receive, Scope, Send
-from nacos_proxy.fastpath.writes import LEFT, MAX_LENGTH, MAX_WRITES, KnownWrites, key_and_id
+from nacos_proxy.fastpath.writes import LEFT, MAX_LENGTH, MAX_WRITES, KnownWrites, key_and_id, key_without
 from nacos_proxy.model.limits import LENIENT, NACOS, Rules
 from nacos_proxy.request_context import Answered, current_request
 from nacos_proxy.wire.http import REMEMBER, HttpReply, RouteName
@@ -343,3 +344,39 @@ def test_key_and_id_has_the_same_key_for_each_id(before: bytes, id: bytes, body:
     before = before.replace(b"\r", b"").replace(b"\n", b"")
     rest = head.replace(b"\r\nRequestId: %b", b"") % (before, body)
     assert key_and_id(head % (before, id, body), b"http") == (key_and_id(rest, b"http")[0], b"")
+
+
+_LINES = [
+    b"Host: h",
+    b"RequestId: 1",
+    b"RequestId: 2-b",
+    b"RequestId:3",
+    b"X-Request-Id: 4",
+    b"traceparent: 00-a",
+    b" RequestId: 5",
+]
+
+
+@given(st.lists(st.sampled_from(_LINES), max_size=4), st.sampled_from([b"", b"a=b", b"\r\nRequestId: 6\r\nc: d"]))
+def test_key_without_a_field_is_the_key_of_the_request_or_of_no_other(lines: list[bytes], body: bytes) -> None:
+    def request_(*lines: bytes) -> bytes:
+        return b"\r\n".join((b"PUT / HTTP/1.1", *lines, b"A: b", b"", body))
+
+    key = key_without(b"\r\nRequestId: ", request_(*lines), b"http")
+    others = {key_and_id(request_(*some), b"http") for some in itertools.product(_LINES, repeat=2)}
+    others |= {key_and_id(request_(*some), b"http") for some in ((), *((line,) for line in _LINES))}
+    own, id = key_and_id(request_(*lines), b"http")
+    assert (key, b"") == (own, id) or key not in {other for other, _ in others}
+
+
+async def test_a_known_write_is_found_by_the_one_field_that_its_client_renews() -> None:
+    world = World()
+    await world.know()
+    for number in (7, 8, 9):
+        world.begin(number)
+        await world.answered()
+    world.connection.protocol.data_received(
+        (HEAD % 10).replace(b"\r\nRequestId", b"\r\nX-Request-Id: mine\r\nRequestId")
+    )
+    assert b"x-request-id: mine" in await world.answered()
+    assert world.asked == 2
