@@ -39,7 +39,8 @@ NOTES = """
 - A poll with an unchanged answer is recognised by its digest and not parsed. If one of a thousand instances changed,
   the others are neither rebuilt nor encoded again.
 - A list over gRPC, as an answer or as a push, is encoded once as long as its service is unchanged.
-- A beat or registration that came before, with new ids, is begun again without a parse, an ASGI task or a new encoding.
+- A beat or registration that came before, with new ids, is sent on without a parse, a task or a new encoding: the bytes
+  for the server are kept, too. Only an answer that is not the usual one takes the way of other calls.
   An answer to a beat with the same bytes as the last one is not read again.
 - A start reads no more of the state on disk than its first answers need; the rest follows a second later.
 
