@@ -106,9 +106,14 @@ class UpstreamCall:
 
 
 class RequestContext:
-    """A request without a trace. A subclass adds one. `hops`: the proxies that the request has passed."""
+    """A request without a trace. A subclass adds one. `hops`: the proxies that the request has passed.
+
+    `traced`: somebody wants to know of each `call`.
+    """
 
     __slots__ = ("hops", "id")
+
+    traced = False
 
     def __init__(self, id: str) -> None:
         self.id = id

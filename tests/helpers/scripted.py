@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
+    BEAT_OK,
     Beat,
     BeatResult,
     Call,
     Fetch,
     GetInstance,
     ListServices,
+    Register,
     ServiceNames,
     ServicePage,
     Write,
@@ -21,6 +24,8 @@ from nacos_proxy.model.calls import (
 from nacos_proxy.model.effects import apply
 from nacos_proxy.model.errors import ProxyError, Reason, Refused
 from nacos_proxy.model.services import ServiceKey, Snapshot
+from nacos_proxy.runtime import spawn
+from nacos_proxy.upstream.contract import Sent
 
 R = TypeVar("R")
 
@@ -91,3 +96,29 @@ class Shelf:
 
     def of(self, key: ServiceKey) -> Snapshot:
         return self.services.get(key, Snapshot(key))
+
+
+class BeginningRegistry(ScriptedRegistry):
+    """Begins each beat and registration, as a registry does with those that came before. `begun` counts them."""
+
+    begun = 0
+
+    def begin(self, call: Call[Any], answered: Callable[[Sent], object]) -> bool:
+        if not isinstance(call, Beat | Register):
+            return False
+        self.begun += 1
+        spawn(self.send(call), name="begun").add_done_callback(lambda sending: answered(_Begun(sending)))
+        return True
+
+
+class _Begun:
+    """Implements `Sent`."""
+
+    def __init__(self, sending: asyncio.Future[Any]) -> None:
+        self._sending = sending
+        failed = sending.cancelled() or sending.exception() is not None
+        self.usual = not failed and getattr(sending.result(), "code", BEAT_OK) == BEAT_OK
+        self.result = sending.result() if self.usual else None
+
+    async def finish(self) -> Any:
+        return await self._sending

@@ -15,7 +15,7 @@ from nacos_proxy.model.errors import Unreachable
 from nacos_proxy.model.services import Change
 from tests.helpers.build import KEY, agent, instance, snapshot
 from tests.helpers.clock import FakeClock, settle
-from tests.helpers.scripted import ScriptedRegistry, Shelf
+from tests.helpers.scripted import BeginningRegistry, ScriptedRegistry, Shelf
 
 A, B, C = (instance(f"10.0.0.{number}") for number in (1, 2, 3))
 AWAY = Unreachable("connection refused", arrived=False)
@@ -25,10 +25,11 @@ NO_CACHE = CacheControl(no_cache=True)
 class World:
     """An agent on a registry whose answers can be delayed, and the changes that it published."""
 
-    def __init__(self, *followers: Callable[[Change], None], strict: bool = False) -> None:
+    def __init__(self, *followers: Callable[[Change], None], strict: bool = False, begins: bool = False) -> None:
+        """`begins`: the registry begins beats and registrations without a task of the agent's."""
         self.clock = FakeClock()
         self.shelf = Shelf(snapshot(A, B))
-        self.registry = ScriptedRegistry(self.shelf)
+        self.registry = (BeginningRegistry if begins else ScriptedRegistry)(self.shelf)
         self.changes: list[Change] = []
         self.agent = agent(
             self.registry, self.clock, self.changes.append, *followers, policy=AgentPolicy(strict=strict)

@@ -49,7 +49,6 @@ from nacos_proxy.upstream.grpc.push import GrpcPush, PushPolicy
 from nacos_proxy.upstream.grpc.session import SessionPolicy
 from nacos_proxy.upstream.nacos.login import NOBODY, Credential
 from nacos_proxy.upstream.nacos.registry import AuthenticatedClient, NacosRegistry
-from nacos_proxy.upstream.nacos.rights import RefusalReporter
 from nacos_proxy.upstream.nacos.servers import Server, Servers
 from nacos_proxy.upstream.nacos.udp_receiver import PushReceiver
 from nacos_proxy.upstream.proxy.events import ProxyEvents, ProxyEventsPolicy
@@ -140,10 +139,10 @@ def build_tenant(
     They write nothing to disk, because the account's token does not survive a restart. `refused` is called when the
     upstream no longer accepts the token.
     """
-    supervisor, client = of.agent.supervisor, upstream.acting_as(credential)
-    account = RefusalReporter(client, lambda error: supervisor.call("tenants", refused, error))
+    supervisor = of.agent.supervisor
+    account = upstream.acting_as(credential, lambda error: supervisor.call("tenants", refused, error))
     s = of.settings.model_copy(update={"disk": False, "dns": ()})
-    push = _grpc_push(s, of.clock, supervisor, client)
+    push = _grpc_push(s, of.clock, supervisor, account)
     return _assemble(s, of.clock, supervisor, of.response_table, upstream, account, push=push, of_tenant=True)
 
 

@@ -76,6 +76,8 @@ def _attributes(incoming: Incoming) -> Mapping[str, str]:
 class _TracedRequest(RequestContext):
     __slots__ = ("_span", "_tracer")
 
+    traced = True
+
     def __init__(self, id: str, span: Span, tracer: Tracer) -> None:
         super().__init__(id)
         self._span = span

@@ -23,6 +23,8 @@ from nacos_proxy.runtime import Clock, Supervisor
 R = TypeVar("R")
 Follower = Callable[[Change], object]
 
+_OF_INSTANCE = (Register, Deregister, Update, Beat)  # a tuple, because a union would be made anew for each beat
+
 
 @dataclass(slots=True)
 class Catalog:
@@ -104,7 +106,7 @@ class Committer:
         if isinstance(result, BeatResult) and result.code != BEAT_OK:
             return
         now, registrations = self._clock.now(), self._catalog.registrations
-        if isinstance(write, Register | Deregister | Update | Beat) and registrations.record_write(write, now):
+        if isinstance(write, _OF_INSTANCE) and registrations.record_write(write, now):
             self.registrations_changed(write.service)
         self.show(shown_as or write, local=local)
         if isinstance(write, Update) and (hidden := registrations.find(write.service, write.ip, write.port)):

@@ -61,11 +61,15 @@ class Outage:
         """From now on, answer a write only when `persist_journal` has returned."""
         self._persist_journal = persist_journal
 
-    async def before_sending(self, call: Write[Any]) -> Written[Any] | ProxyError | None:
-        """The answer in place of the upstream's.
+    def lets_pass(self, call: Write[Any]) -> bool:
+        """Whether the upstream counts as up, and has all earlier writes about the instance."""
+        waits = bool(self.journal) and isinstance(call, LocalWrite) and registration_key(call) in self.journal
+        return self._catalog.breaker.up and not waits
 
-        None: send the call. The upstream then has all earlier writes about the instance.
-        """
+    async def before_sending(self, call: Write[Any]) -> Written[Any] | ProxyError | None:
+        """The answer in place of the upstream's. None: send the call, as `lets_pass` says."""
+        if self.lets_pass(call):
+            return None
         if not self._catalog.breaker.up:
             return await self._accept(call)
         if isinstance(call, LocalWrite) and (key := registration_key(call)) in self.journal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from nacos_proxy.model.errors import BadCall, ProxyError, Refused, TooSlow, coun
 from nacos_proxy.model.histogram import Histogram
 from nacos_proxy.model.services import Via
 from nacos_proxy.runtime import Clock, Supervisor
-from nacos_proxy.upstream.contract import Registry
+from nacos_proxy.upstream.contract import Beginner, Registry, Sent
 
 R = TypeVar("R")
 
@@ -40,23 +40,52 @@ class Sender:
     durations: defaultdict[tuple[str, str], Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     _suspicious_until: float = 0.0
     _doubted_at: float = 0.0
+    _beginner: Beginner | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._beginner = self._registry if isinstance(self._registry, Beginner) else None
 
     async def send(self, call: Call[R]) -> R:
         """The upstream's result. Raises what the registry raises."""
+        return await self._outcome(call, self._registry.send(call), self._clock.now())
+
+    def begin(self, call: Call[Any], answered: Callable[[Any, Awaitable[Any] | None], object]) -> bool:
+        """Sends a call without waiting, if the registry can do that at once.
+
+        `answered` gets the result, or else an awaitable that gives it or raises, as `send` does.
+        """
+        if self._beginner is None:
+            return False
         began = self._clock.now()
+
+        def ended(sent: Sent) -> None:
+            if not sent.usual:
+                answered(None, self._outcome(call, sent.finish(), began))
+                return
+            self._succeeded(call, began)
+            answered(sent.result, None)
+
+        return self._beginner.begin(call, ended)
+
+    async def _outcome(self, call: Call[R], sending: Awaitable[R], began: float) -> R:
         try:
-            result = await self._registry.send(call)
+            result = await sending
         except ProxyError as error:
-            self.durations[type(call).__name__, type(error).__name__].add(self._clock.now() - began)
-            self._record(call, error)
+            now = self._clock.now()
+            self.durations[type(call).__name__, type(error).__name__].add(now - began)
+            self._failed(call, error, now)
             raise
-        self.durations[type(call).__name__, "ok"].add(self._clock.now() - began)
-        self._record(call, None)
+        self._succeeded(call, began)
         return result
 
-    def _record(self, call: Call[Any], error: ProxyError | None) -> None:
+    def _succeeded(self, call: Call[Any], began: float) -> None:
+        now = self._clock.now()
+        self.durations[type(call).__name__, "ok"].add(now - began)
+        self._answered(now)
+
+    def _failed(self, call: Call[Any], error: ProxyError, now: float) -> None:
         """While in doubt, an upper proxy refuses what it cannot pass on; only no answer says that it is lost, too."""
-        breaker, now = self._catalog.breaker, self._clock.now()
+        breaker = self._catalog.breaker
         if not counts_for_upstream(error, fetching=isinstance(call, Fetch)):
             return
         if is_unavailable(error) and not (breaker.doubt and isinstance(error, Refused)):
@@ -64,13 +93,18 @@ class Sender:
             if breaker.failed(now, str(error), slow=isinstance(error, TooSlow)):
                 log.warning("upstream lost: %s", error)
                 self._catalog.hub.publish(Notice("down", str(error)))
-        elif not isinstance(error, BadCall) and breaker.succeeded(now):
-            log.warning("upstream is back")
-            self.suspect()
-            self._catalog.cache.retry_failed(now)
-            self._publish_doubt()
-            for listener in list(self.on_recovery):
-                self._supervisor.call("recovery", listener)
+        elif not isinstance(error, BadCall):
+            self._answered(now)
+
+    def _answered(self, now: float) -> None:
+        if not self._catalog.breaker.succeeded(now):
+            return
+        log.warning("upstream is back")
+        self.suspect()
+        self._catalog.cache.retry_failed(now)
+        self._publish_doubt()
+        for listener in list(self.on_recovery):
+            self._supervisor.call("recovery", listener)
 
     def doubt(self, reason: str) -> None:
         """The upstream is a cache and has lost the registry behind it. Reason '': it is back, maybe without its data.

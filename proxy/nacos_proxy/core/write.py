@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import Awaitable
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
 from nacos_proxy.core.outage import Outage
 from nacos_proxy.core.queries import Queries
 from nacos_proxy.core.reregistration import Reregistration
 from nacos_proxy.core.send import Sender
-from nacos_proxy.model.calls import Beat, Deregister, GetInstance, Write
+from nacos_proxy.model.calls import Beat, Deregister, GetInstance, Register, Write
 from nacos_proxy.model.errors import ABSENT, ProxyError, Refused, UpstreamError
 from nacos_proxy.runtime import Clock, Deadlines, Supervisor, spawn
 
@@ -37,6 +38,18 @@ class _Caller:
             self.answer.cancel()
         else:
             self.answer.set_exception(error)
+
+
+class _Way(NamedTuple):
+    """A call that goes to the upstream. Once accepted, readers see it as `shown_as`.
+
+    `registered`: it is a beat of an instance that is registered here.
+    """
+
+    call: Write[Any]
+    caller: _Caller
+    shown_as: Write[Any]
+    registered: bool
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -64,14 +77,35 @@ class Writer:
     def begin(self, call: Write[R]) -> asyncio.Future[Written[R]]:
         """As `write`, without waiting. Cancelling the future does not stop the write."""
         caller = _Caller(asyncio.get_running_loop().create_future())
-        spawn(self._run(call, caller), name="write")
+        if not self._begin_at_once(call, caller):
+            spawn(self._run(self._write(call, caller), caller), name="write")
         if isinstance(call, Beat):
             self._late.add(caller.answer, (call, caller))
         return caller.answer
 
-    async def _run(self, call: Write[Any], caller: _Caller) -> None:
+    def _begin_at_once(self, call: Write[Any], caller: _Caller) -> bool:
+        """Sends a beat or a registration without a task, unless something has to be awaited before."""
+        registered = self._is_registered_beat(call)
+        if not isinstance(call, (Beat, Register)) or not self._outage.lets_pass(call):
+            return False
+        shown_as = call
+        if isinstance(call, Beat) and call.full is not None:
+            if not registered:
+                return False
+            shown_as = replace(call, full=None)
+        way, context = _Way(call, caller, shown_as, registered), copy_context()
+        return self._sender.begin(call, lambda result, rest: context.run(self._answered, way, result, rest))
+
+    def _answered(self, way: _Way, result: Any, rest: Awaitable[Any] | None) -> None:
+        if rest is not None:
+            spawn(self._run(self._outcome(way, rest), way.caller), name="write")
+            return
+        self._accepted(way, result)
+        way.caller.give(Written(result))
+
+    async def _run(self, writing: Awaitable[Written[Any] | ProxyError], caller: _Caller) -> None:
         try:
-            written = await self._write(call, caller)
+            written = await writing
         except BaseException as error:
             caller.fail(error)
             raise
@@ -100,25 +134,35 @@ class Writer:
 
     async def _forward(self, call: Write[Any], caller: _Caller) -> Written[Any] | ProxyError:
         shown_as = call
+        if isinstance(call, Beat) and call.full is not None and not await self._beat_registers(call):
+            shown_as = replace(call, full=None)
+        sending = self._deregister(call) if isinstance(call, Deregister) else self._sender.send(call)
+        return await self._outcome(_Way(call, caller, shown_as, self._is_registered_beat(call)), sending)
+
+    async def _deregister(self, call: Deregister) -> None:
+        with self._reregistration.deregistering(call):
+            await self._sender.send(call)
+
+    async def _outcome(self, way: _Way, sending: Awaitable[Any]) -> Written[Any] | ProxyError:
+        call = way.call
         try:
-            if isinstance(call, Beat) and call.full is not None and not await self._beat_registers(call):
-                shown_as = replace(call, full=None)
-            was_registered = self._is_registered_beat(call)
-            with self._reregistration.deregistering(call) if isinstance(call, Deregister) else nullcontext():
-                written: Written[Any] = Written(await self._sender.send(call))
+            written: Written[Any] = Written(await sending)
             if isinstance(call, Beat) and (result := await self._reregistration.reregister(call, written.result)):
                 written = Written(result, "healed")
         except ProxyError as error:
             Counts.add(self._committer.counts.writes, type(error).__name__)
             if isinstance(error, UpstreamError) and error.arrived:
                 self._catalog.cache.invalidate(call.service, self._clock.now())
-            return error if caller.served else await self._outage.after_failure(call, error) or error
+            return error if way.caller.served else await self._outage.after_failure(call, error) or error
+        self._accepted(way, written.result)
+        return written
+
+    def _accepted(self, way: _Way, result: Any) -> None:
         Counts.add(self._committer.counts.writes, "ok")
         # A late answer to a beat must not restore an instance that was deregistered meanwhile.
-        if not was_registered or self._is_registered_beat(call):
+        if not way.registered or self._is_registered_beat(way.call):
             # The upstream has accepted the write, so the caller must not see an exception of this step.
-            self._supervisor.call("write", self._committer.accepted, call, written.result, shown_as=shown_as)
-        return written
+            self._supervisor.call("write", self._committer.accepted, way.call, result, shown_as=way.shown_as)
 
     def _is_registered_beat(self, call: Write[Any]) -> bool:
         registrations = self._catalog.registrations

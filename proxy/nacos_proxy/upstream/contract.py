@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from nacos_proxy.model.calls import Call
 from nacos_proxy.model.services import ServiceKey, Snapshot, Via
@@ -24,6 +24,35 @@ class Registry(Protocol):
 
     async def close(self) -> None:
         """Ends connections and tasks, for good."""
+        ...
+
+
+class Sent(Protocol):
+    """A call that was begun, and its answer. `usual`: it has succeeded, and `result` is its result.
+
+    A beat of an instance that the server does not know has not succeeded.
+    """
+
+    @property
+    def usual(self) -> bool: ...
+
+    @property
+    def result(self) -> Any: ...
+
+    async def finish(self) -> Any:
+        """The result, as `Registry.send` gives it, from the answer on. Call it once unless `usual`."""
+        ...
+
+
+@runtime_checkable
+class Beginner(Protocol):
+    """A `Registry` that can begin some calls without waiting: those that came before."""
+
+    def begin(self, call: Call[Any], answered: Callable[[Sent], object]) -> bool:
+        """Sends a call at once. False: it is not sent, and only `send` can do it.
+
+        `answered` is called when the answer is there, or will never be; it must not raise. Cancelling is not possible.
+        """
         ...
 
 

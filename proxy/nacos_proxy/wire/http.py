@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping
-from functools import cached_property
 from typing import NamedTuple, Protocol
 from urllib.parse import quote_plus, unquote
 
@@ -77,13 +76,6 @@ def _encoded(parameters: Pairs) -> str:
 
 def _quoted(text: str) -> str:
     return quote_plus(text) if _SPECIAL(text) else text
-
-
-class EncodedRequest(HttpRequest):
-    """A request that is sent again and again. Its target and body are encoded once."""
-
-    target = cached_property(HttpRequest.target.fget)  # type: ignore[arg-type]
-    body = cached_property(HttpRequest.body.fget)  # type: ignore[arg-type]
 
 
 def form_pairs(content_type: str, body: bytes) -> Pairs:

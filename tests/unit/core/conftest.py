@@ -7,8 +7,9 @@ import pytest
 from tests.helpers.world import World
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    made = World()
+@pytest.fixture(params=["send", "begin"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """On a registry that only sends, and on one that begins what it can."""
+    made = World(begins=request.param == "begin")
     yield made
     await made.agent.close()

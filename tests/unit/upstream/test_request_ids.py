@@ -24,6 +24,8 @@ LIST = HttpRequest("GET", "/v1/ns/instance/list", query=(("serviceName", "a"), (
 class Followed(RequestContext):
     """Keeps the calls of its request: method, URL and status, or the exception."""
 
+    traced = True
+
     def __init__(self) -> None:
         super().__init__("it-1")
         self.calls: list[tuple[str, str, int, str]] = []

@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection to a server: an `asyncio.Protocol` that carries one exchange at a time.
 
-- `exchange` returns at the end of the packet that completes the head; a short answer is complete by then.
+- `begin` sends a request. `head` returns at the end of the packet that completes the head of its answer; a short answer
+  is complete by then.
 - An error ends the connection. The call that waits for the answer raises it.
 - A connection is reused only if the last answer ended where its framing said, with no bytes after it.
 """
@@ -37,7 +38,7 @@ UNLIMITED = ExchangeLimits()
 class Connection(asyncio.Protocol):
     """`open` until the socket is closed; `used` once an exchange has ended; the pool sets `idle_since`.
 
-    `retired`: the connection is not reused after the exchange that is under way.
+    `retired`: the connection is not reused after the exchange that is under way. `limits` are those of the last one.
     """
 
     def __init__(self, on_lost: Callable[[Connection], None]) -> None:
@@ -50,6 +51,7 @@ class Connection(asyncio.Protocol):
         self.headers: RawHeaders = []
         self.complete = True
         self.began = False  # a byte of the answer has arrived
+        self.limits = UNLIMITED
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
@@ -64,11 +66,11 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_head: Callable[[Connection], object] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._sender: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
-        self._limits = UNLIMITED
 
     # asyncio.Protocol
 
@@ -181,30 +183,40 @@ class Connection(asyncio.Protocol):
     # the exchange
 
     @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    @property
+    def body(self) -> bytes:
+        """The bytes of the body that have arrived, and were not taken."""
+        return b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0]
+
+    @property
     def reusable(self) -> bool:
         """Whether another exchange may follow: the last one is over, and the connection is in order."""
         ended = self.complete and not self._chunks and not self._paused and self._sender is None
         return self.open and ended and self._reusable and not self.retired and self._error is None
 
-    async def exchange(
+    def begin(
         self,
         head: bytes,
         body: bytes | AsyncIterable[bytes],
         *,
         bodyless: bool = False,
         limits: ExchangeLimits = UNLIMITED,
+        on_head: Callable[[Connection], object] | None = None,
     ) -> None:
-        """Sends a request and waits for the head of its answer. Raises httpx's transport errors.
+        """Sends a request, without waiting. Raises `ReadError` if the connection is closed.
 
-        `bodyless` is for HEAD. A streamed body is sent concurrently, its chunks unchanged; if its iterator raises, this
-        raises the same exception.
+        `bodyless` is for HEAD. A streamed body is sent concurrently, its chunks unchanged. `on_head` is called once, as
+        soon as `head` would return or raise; it must not raise.
         """
         self.began = False
         if self._transport is None or not self.open:
             raise httpx.ReadError("the connection was lost before the request")
         self.complete = False
-        self._in_head, self._bodyless, self._overhead, self._limits = True, bodyless, 0, limits
-        self._reusable = True
+        self._in_head, self._bodyless, self._overhead, self.limits = True, bodyless, 0, limits
+        self._reusable, self._on_head = True, on_head
         if limits.until is not None and (self._deadline is None or self._deadline.when() > limits.until):
             self._disarm()
             self._deadline = self._loop.call_at(limits.until, self._deadline_passed)
@@ -213,6 +225,9 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(head)
             self._sender = spawn(self._send(body), name="request body")
+
+    async def head(self) -> None:
+        """Waits for the head of the answer. Raises httpx's transport errors, and what the body's iterator raises."""
         try:
             while self._in_head and self._error is None:
                 await self._wait()
@@ -230,17 +245,17 @@ class Connection(asyncio.Protocol):
                 self._transport.write(chunk)
                 if self._drained is not None:
                     await self._drain(self._drained)
-        except Exception as error:  # the client's stream broke: `exchange` or `read` raises it
+        except Exception as error:  # the client's stream broke: `head` or `read` raises it
             self._fail(error)
         else:
             self._sender = None
 
     async def _drain(self, drained: asyncio.Future[None]) -> None:
-        if self._limits.write is None:
+        if self.limits.write is None:
             await drained
             return
         timer = self._loop.call_later(
-            self._limits.write, self._fail, httpx.WriteTimeout("the server stopped reading the request")
+            self.limits.write, self._fail, httpx.WriteTimeout("the server stopped reading the request")
         )
         try:
             await drained
@@ -264,14 +279,14 @@ class Connection(asyncio.Protocol):
 
     def take_body(self) -> bytes:
         """The bytes of the body that have arrived: all of it if the answer is complete."""
-        data = b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0]
+        data = self.body
         self._chunks, self._buffered = [], 0
         return data
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
-        if self._limits.read is not None:
-            self._read_timer = self._loop.call_later(self._limits.read, self._time_out)
+        if self.limits.read is not None:
+            self._read_timer = self._loop.call_later(self.limits.read, self._time_out)
         try:
             await self._waiter
         finally:
@@ -283,13 +298,16 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        on_head, self._on_head = self._on_head, None
+        if on_head is not None:
+            on_head(self)
 
     def _finish(self) -> None:
         self.complete = self.used = True
 
     def _deadline_passed(self) -> None:
         """One timer serves many exchanges, because a timer for each would cost more than to parse its answer."""
-        self._deadline, until = None, self._limits.until
+        self._deadline, until = None, self.limits.until
         if self.complete or until is None:
             return
         if self._loop.time() < until:

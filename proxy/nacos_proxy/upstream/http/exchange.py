@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from secrets import token_hex
 from typing import TypeVar, cast
 
@@ -13,9 +13,17 @@ import httpx
 
 from nacos_proxy.model.errors import Garbled
 from nacos_proxy.model.masking import shown_origin, shown_url
-from nacos_proxy.request_context import HOPS_HEADER, current_request
+from nacos_proxy.request_context import HOPS_HEADER, ID_HEADER, current_request
+from nacos_proxy.upstream.http.connection import Connection
 from nacos_proxy.upstream.http.faults import CAUGHT, upstream_error
-from nacos_proxy.upstream.http.transport import Answer, FastTransport, HeaderBlock, Origin, PreparedRequest
+from nacos_proxy.upstream.http.transport import (
+    Answer,
+    FastTransport,
+    HeaderBlock,
+    Origin,
+    PreparedRequest,
+    RepeatedRequest,
+)
 from nacos_proxy.wire.compression import COMPRESSED_ANSWER, NO_COMPRESSION, content_codings
 from nacos_proxy.wire.http import FORM_TYPE, HttpReply, HttpRequest, Pairs
 
@@ -86,7 +94,6 @@ class HttpClient:
         self.policy = policy
         self.transport = transport
         self.hop = token_hex(4)
-        self._first_hop: Headers = ((HOPS_HEADER, self.hop),)
         times = policy.timeouts
         timeout = {"connect": times.connect, "read": None, "write": times.writes, "pool": times.reads}
         wait = times.forwarded
@@ -112,24 +119,49 @@ class HttpClient:
         *,
         idempotent: bool,
         wanted: Container[str] = (),
+        begun: Connection | None = None,
     ) -> HttpReply:
         """The reply, whatever its status, with the `wanted` headers (in lower case).
 
-        `context` is the context path; `idempotent`: the request may be sent twice.
+        `context` is the context path; `idempotent`: the request may be sent twice. `begun`: the connection over which
+        it was sent already.
 
         Raises `Unreachable`, `Busy` and `TooSlow`. Raises `Garbled` if the answer is not valid HTTP, is compressed or
         too large, or cannot be from Nacos: HTML, a redirect, an unknown status.
         """
+        prepare = partial(self._prepare, origin, context, request, headers, idempotent=idempotent)
+        return await self._send(prepare, origin, wanted, begun)
+
+    def repeated(self, origin: str, context: str, request: HttpRequest, headers: Headers) -> RepeatedRequest | None:
+        """An idempotent request that is sent again and again; None if it cannot be sent."""
+        if not isinstance(self.transport, FastTransport):
+            return None
+        try:
+            return self.transport.repeated(self._prepare(origin, context, request, headers, idempotent=True))
+        except CAUGHT:
+            return None
+
+    def begin(self, request: RepeatedRequest, on_head: Callable[[Connection], object]) -> bool:
+        """As `RepeatedRequest.begin`, with the headers of the client's request. False also if that is traced."""
+        if (work := current_request()) is None:
+            lines = f"{HOPS_HEADER}: {self.hop}\r\n"
+        elif work.traced:
+            return False
+        else:
+            lines = f"{HOPS_HEADER}: {self._hops(work.hops)}\r\n{ID_HEADER}: {work.id}\r\n"
+        return request.begin(lines.encode("ascii"), on_head)
+
+    def _hops(self, passed: Sequence[str]) -> str:
+        return ", ".join((*passed, self.hop)) if passed else self.hop
+
+    def _prepare(
+        self, origin: str, context: str, request: HttpRequest, headers: Headers, *, idempotent: bool
+    ) -> PreparedRequest:
         method, content = request.method, request.body if request.form else b""
-        extensions = self._extensions[method == "GET", idempotent]
-
-        def make_request() -> httpx.Request:
-            server, target = _origin(origin), f"{context}{request.target}".encode("ascii")
-            agent = request.headers.get("user-agent", self.policy.agent)
-            block = self._header_block(method, server.netloc, agent, tuple(headers), len(content))
-            return PreparedRequest(method, server, target, block, content, extensions)
-
-        return await self._send(make_request, origin, wanted)
+        server, target = _origin(origin), f"{context}{request.target}".encode("ascii")
+        agent = request.headers.get("user-agent", self.policy.agent)
+        block = self._header_block(method, server.netloc, agent, tuple(headers), len(content))
+        return PreparedRequest(method, server, target, block, content, self._extensions[method == "GET", idempotent])
 
     def _make_header_block(self, method: str, host: bytes, agent: str, headers: Headers, length: int) -> HeaderBlock:
         if self.api_token_headers:  # the account's own token is in `accessToken`, too
@@ -161,11 +193,15 @@ class HttpClient:
         )
 
     async def _send(
-        self, make_request: Callable[[], httpx.Request], server: str, wanted: Container[str] = ()
+        self,
+        make_request: Callable[[], httpx.Request],
+        server: str,
+        wanted: Container[str] = (),
+        begun: Connection | None = None,
     ) -> HttpReply:
         content_type: bytes | None = None
         try:
-            answer = await self._for_request(make_request(), self._answer)
+            answer = await self._for_request(make_request(), partial(self._answer, begun=begun))
             for name, value in answer.headers:
                 name = name.lower()
                 if name == b"content-type":
@@ -182,9 +218,9 @@ class HttpClient:
         kept = _kept(answer.headers, wanted) if wanted else ()
         return HttpReply(status, None if content_type is None else content_type.decode("latin-1"), body, kept)
 
-    async def _answer(self, request: httpx.Request) -> Answer:
+    async def _answer(self, request: httpx.Request, begun: Connection | None) -> Answer:
         if isinstance(self.transport, FastTransport):
-            return await self.transport.answer(request)
+            return await self.transport.answer(request, begun)
         response = await self.transport.handle_async_request(request)
         stream = cast("httpx.AsyncByteStream", response.stream)
         body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else stream
@@ -199,11 +235,10 @@ class HttpClient:
 
     async def _for_request(self, request: httpx.Request, send: Callable[[httpx.Request], Awaitable[A]]) -> A:
         if (work := current_request()) is None:
-            _add(request, self._first_hop)
+            _add(request, ((HOPS_HEADER, self.hop),))
             return await send(request)
         with work.call(request.method, lambda: _shown(request)) as call:
-            hop = (HOPS_HEADER, ", ".join((*work.hops, self.hop))) if work.hops else self._first_hop[0]
-            _add(request, (hop, *call.headers))
+            _add(request, ((HOPS_HEADER, self._hops(work.hops)), *call.headers))
             answer = await send(request)
             call.status = answer.status_code
         return answer
@@ -225,6 +260,20 @@ def _add(request: httpx.Request, headers: Headers) -> None:
         request.more = headers
     else:
         request.headers.update(headers)
+
+
+def whole_reply(connection: Connection) -> HttpReply | None:
+    """The reply that a connection has received, unless it is incomplete or its status is not 200. Takes no bytes."""
+    if not connection.complete or connection.failed or connection.status != 200:
+        return None
+    content_type: str | None = None
+    for name, value in connection.headers:
+        name = name.lower()
+        if name == b"content-type":
+            content_type = value.decode("latin-1")
+        elif name == b"content-encoding":
+            return None
+    return HttpReply(200, content_type, connection.body)
 
 
 def _kept(header_fields: Iterable[tuple[bytes, bytes]], wanted: Container[str]) -> Pairs:

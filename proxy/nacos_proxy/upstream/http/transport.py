@@ -27,7 +27,7 @@ import asyncio
 import os
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -88,12 +88,8 @@ class _Pool:
     async def take(self, connect: float | None, wait: float | None, *, fresh: bool = False) -> Connection:
         """An open connection for one exchange. Raises `ConnectError`, `ConnectTimeout`, `PoolTimeout`."""
         while True:
-            self._drop_old()
-            while self._idle and not fresh:
-                connection = self._idle.pop()
-                if connection.reusable:
-                    return connection
-                connection.abort()
+            if not fresh and (connection := self.take_idle()) is not None:
+                return connection
             if self._room:
                 self._opening += 1
                 return await self._open(connect)
@@ -107,6 +103,15 @@ class _Pool:
                 given.abort()
                 self._opening += 1
                 return await self._open(connect)
+
+    def take_idle(self) -> Connection | None:
+        self._drop_old()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+            connection.abort()
+        return None
 
     @property
     def _room(self) -> bool:
@@ -312,6 +317,35 @@ class PreparedRequest(httpx.Request):
         return httpx.URL(f"{self.origin.scheme}://{self.origin.netloc.decode('ascii')}{self.target.decode('ascii')}")
 
 
+class RepeatedRequest:
+    """The bytes of a request that is sent again and again, apart from the headers of each time."""
+
+    __slots__ = ("_body", "_head", "_limits", "_pool", "_total")
+
+    def __init__(self, request: PreparedRequest, pool: _Pool) -> None:
+        self._head = _head(request)[:-2]
+        self._body = request.content_bytes
+        self._pool = pool
+        self._limits, self._total = _limits_of(request.extensions)
+
+    def begin(self, headers: bytes, on_head: Callable[[Connection], object]) -> bool:
+        """Sends it with these header lines over an idle connection. False if there is none: nothing is sent then.
+
+        `on_head` is called as by `Connection.begin`. If the answer is complete, `give_back` the connection; otherwise
+        `FastTransport.answer` goes on with it.
+        """
+        connection = self._pool.take_idle()
+        if connection is None:
+            return False
+        limits = _from_now(self._limits, self._total, self._pool.loop)
+        connection.begin(self._head + headers + b"\r\n", self._body, limits=limits, on_head=on_head)
+        return True
+
+    def give_back(self, connection: Connection) -> None:
+        """Call it with the body of the answer taken."""
+        self._pool.give(connection)
+
+
 class FastTransport(httpx.AsyncBaseTransport):
     """Use it under an `httpx.AsyncClient`, or call `handle_async_request` directly with prepared requests."""
 
@@ -332,20 +366,31 @@ class FastTransport(httpx.AsyncBaseTransport):
         extensions = {"http_version": b"HTTP/1.1", "reason_phrase": answer.reason}
         return httpx.Response(answer.status_code, headers=answer.headers, stream=stream, extensions=extensions)
 
-    async def answer(self, request: httpx.Request) -> Answer:
-        """As `handle_async_request`, without httpx's response, which costs more than the rest of a short exchange."""
+    def repeated(self, request: PreparedRequest) -> RepeatedRequest:
+        """Raises `LocalProtocolError` and `ConnectError`."""
+        return RepeatedRequest(request, self._pool(request.origin, request.extensions))
+
+    async def answer(self, request: httpx.Request, begun: Connection | None = None) -> Answer:
+        """As `handle_async_request`, without httpx's response, which costs more than the rest of a short exchange.
+
+        `begun`: the connection over which it was sent already (`RepeatedRequest.begin`).
+        """
         extensions: Mapping[str, Any] = request.extensions
         timeout = cast("Mapping[str, float | None]", extensions.get("timeout") or {})
         origin = request.origin if isinstance(request, PreparedRequest) else Origin.of(request.url)
         message, body = _head(request), _body(request)
         pool, bodyless = self._pool(origin, extensions), request.method == "HEAD"
-        total: float | None = extensions.get("total")
+        limits, total = _limits_of(extensions)
         waits = _shorter_limit(timeout.get("connect"), total), _shorter_limit(timeout.get("pool"), total)
-        connection = await pool.take(*waits)
-        until = pool.loop.time() + total if total is not None else None
-        limits = ExchangeLimits(timeout.get("read"), timeout.get("write"), until)
+        if begun is not None:
+            connection, limits = begun, begun.limits
+        else:
+            connection = await pool.take(*waits)
+            limits = _from_now(limits, total, pool.loop)
         try:
-            await connection.exchange(message, body, bodyless=bodyless, limits=limits)
+            if begun is None:
+                connection.begin(message, body, bodyless=bodyless, limits=limits)
+            await connection.head()
         except httpx.ReadError as lost:
             # the server may close an idle connection just when it is taken (RFC 9112 9.3.1)
             idempotent = extensions.get("idempotent", request.method in IDEMPOTENT)
@@ -355,7 +400,8 @@ class FastTransport(httpx.AsyncBaseTransport):
                 connection = await pool.take(*waits, fresh=True)
             except httpx.TransportError:
                 raise lost from None  # not a connection error, which would deny that the first attempt may have arrived
-            await connection.exchange(message, body, bodyless=bodyless, limits=limits)
+            connection.begin(message, body, bodyless=bodyless, limits=limits)
+            await connection.head()
         head = connection.status, connection.headers, connection.reason
         if not connection.complete:
             return Answer(*head, _Body(pool, connection))
@@ -391,6 +437,16 @@ class FastTransport(httpx.AsyncBaseTransport):
                 break
             await asyncio.sleep(0)
         self._pools.clear()
+
+
+def _limits_of(extensions: Mapping[str, Any]) -> tuple[ExchangeLimits, float | None]:
+    """The limits, and the seconds of the whole exchange, which become one when there is a connection."""
+    timeout = cast("Mapping[str, float | None]", extensions.get("timeout") or {})
+    return ExchangeLimits(timeout.get("read"), timeout.get("write")), extensions.get("total")
+
+
+def _from_now(limits: ExchangeLimits, total: float | None, loop: asyncio.AbstractEventLoop) -> ExchangeLimits:
+    return limits if total is None else ExchangeLimits(limits.read, limits.write, loop.time() + total)
 
 
 def _shorter_limit(limit: float | None, total: float | None) -> float | None:

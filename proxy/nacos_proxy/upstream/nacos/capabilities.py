@@ -49,6 +49,9 @@ class Capabilities:
         self._worked.add((name, kind))
         self._gone.discard((name, kind))
 
+    def has_worked(self, name: DialectName, kind: type) -> bool:
+        return (name, kind) in self._worked
+
     def gone(self, name: DialectName, kind: type) -> bool:
         """Notes that a dialect does not have this call. Returns whether it had before, in another version."""
         changed = (name, kind) in self._worked

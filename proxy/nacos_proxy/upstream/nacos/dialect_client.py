@@ -18,8 +18,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from cachetools import LRUCache
-
 from nacos_proxy.model.calls import (
     BEAT_NOT_FOUND,
     BEAT_OK,
@@ -44,7 +42,7 @@ from nacos_proxy.model.services import Instance, ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
 from nacos_proxy.upstream.nacos import service_pages
 from nacos_proxy.upstream.nacos.response_cache import ResponseCache, Versioned
-from nacos_proxy.wire.http import EncodedRequest, HttpReply, HttpRequest
+from nacos_proxy.wire.http import HttpReply, HttpRequest
 from nacos_proxy.wire.nacos import v1, v2, v3
 from nacos_proxy.wire.nacos.base import Dialect
 from nacos_proxy.wire.nacos.hosts import Hosts, Listing
@@ -58,9 +56,6 @@ NEEDS_ADMIN = (
     "(this call needs the admin API of Nacos 3: an upstream user with write permission for the namespace, by the "
     "settings username and password, or a server with nacos.core.auth.admin.enabled=false)"
 )
-REPEATED = (Beat, Register)  # clients send these again unchanged
-MAX_REPEATED = 4096  # cached requests
-MAX_REPEATED_LENGTH = 2048  # characters of parameter values; longer requests are not cached
 MANY_SIMILAR_NAMES = 50  # a page of more services costs more than the lists of one service
 
 
@@ -91,7 +86,6 @@ class DialectClient:
         self.dialect = dialect
         self.cache = cache
         self.clock = clock
-        self._requests: LRUCache[Hashable, tuple[Call[Any], HttpRequest]] = LRUCache(MAX_REPEATED)
         self._last_beat: tuple[HttpReply, BeatResult] | None = None
 
     def can_execute(self, call: Call[Any]) -> bool:
@@ -99,24 +93,10 @@ class DialectClient:
 
     async def execute(self, client: Client, call: Call[R]) -> R:
         """The result. Raises `Malformed`, `Refused` and the errors of the client."""
-        reply = await client.ask(self._write_request(call), idempotent=not isinstance(call, NOT_IDEMPOTENT))
-        return self._read_reply(call, reply)
+        request = self.dialect.write_request(call)
+        return self.read_reply(call, await client.ask(request, idempotent=not isinstance(call, NOT_IDEMPOTENT)))
 
-    def _write_request(self, call: Call[Any]) -> HttpRequest:
-        """Caches the requests of `REPEATED` calls: the front ends give the same object for the same call."""
-        if not isinstance(call, REPEATED):
-            return self.dialect.write_request(call)
-        where = call.instance if isinstance(call, Register) else call
-        key = (type(call), call.service, where.ip, where.port, where.cluster)
-        cached = self._requests.get(key)
-        if cached is not None and cached[0] is call:
-            return cached[1]
-        request = EncodedRequest(*self.dialect.write_request(call))
-        if sum(len(value) for _, value in (*request.query, *request.form)) <= MAX_REPEATED_LENGTH:
-            self._requests[key] = (call, request)
-        return request
-
-    def _read_reply(self, call: Call[Any], reply: HttpReply) -> Any:
+    def read_reply(self, call: Call[Any], reply: HttpReply) -> Any:
         """The answers to most beats are the same bytes: they are read once, and their result is one object."""
         if not isinstance(call, Beat):
             return self.dialect.read_reply(call, reply)

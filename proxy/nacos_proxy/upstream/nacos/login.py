@@ -100,6 +100,10 @@ class Session:
             self._start_login(server, ask)
         return self._token
 
+    def held(self) -> str | None:
+        """As `token`, without a login; None if one is due."""
+        return self._token if not self.enabled or self._clock.now() < self._renew_at else None
+
     async def renew(self, refused: str, server: Hashable, ask: Ask) -> str:
         """A new token if the refused one is still in use and a login may be tried; else the current one."""
         if self.enabled and self._token == refused and not self._backing_off:

@@ -10,6 +10,8 @@ A call travels like this:
     ServerClient.ask          | adds the token, and renews it if it is refused   | `login`
     HttpClient.send           | exchanges a request and a reply                  | `upstream.http.exchange`
 
+A call that came before may be begun without these steps (`repeats`).
+
 All calls are idempotent except those that create or delete a service.
 
     a call that               | is sent to the next server
@@ -75,16 +77,20 @@ from nacos_proxy.model.errors import (
     Unreachable,
     UpstreamError,
     is_denied,
+    is_unknown_token,
 )
 from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
+from nacos_proxy.upstream.contract import Sent
 from nacos_proxy.upstream.grpc.session import Target
+from nacos_proxy.upstream.http.connection import Connection
 from nacos_proxy.upstream.http.exchange import Headers, HttpClient, HttpPolicy, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 from nacos_proxy.upstream.nacos.capabilities import ORDER, DialectName
 from nacos_proxy.upstream.nacos.dialect_client import NOT_IDEMPOTENT, DialectClient, dialect_clients
 from nacos_proxy.upstream.nacos.forwarding import ForwardedRequest, ForwardedResponse, data_id, forward_request
 from nacos_proxy.upstream.nacos.login import Credential, LoginPolicy, Session, log_in, token_headers
+from nacos_proxy.upstream.nacos.repeats import Begun, Keys, Repeats
 from nacos_proxy.upstream.nacos.response_cache import ResponseCache
 from nacos_proxy.upstream.nacos.server_monitor import ServerMonitor
 from nacos_proxy.upstream.nacos.servers import Server, Servers, ServersPolicy, server_failed
@@ -153,9 +159,18 @@ class NacosRegistry:
         """As `Registry.send`, with this proxy's own token."""
         return await self.own_client.send(call)
 
-    def acting_as(self, credential: Credential) -> AuthenticatedClient:
-        """A client of the same servers with another token and its own response cache."""
-        return AuthenticatedClient(self, credential)
+    def begin(self, call: Call[Any], answered: Callable[[Sent], object]) -> bool:
+        """As `Beginner.begin`, with this proxy's own token."""
+        return self.own_client.begin(call, answered)
+
+    def acting_as(
+        self, credential: Credential, refused: Callable[[Refused], object] = lambda error: None
+    ) -> AuthenticatedClient:
+        """A client of the same servers with another token and its own response cache.
+
+        It calls `refused` when a server no longer accepts the token.
+        """
+        return AuthenticatedClient(self, credential, refused)
 
     async def log_in(self, username: str, password: str) -> Login:
         """Logs a user in at the first server that answers. Raises as `login.log_in`."""
@@ -253,18 +268,35 @@ class NacosRegistry:
 
 
 class AuthenticatedClient:
-    """The servers for one credential; None is this proxy's own token. Implements `Registry`."""
+    """The servers for one credential; None is this proxy's own token. Implements `Registry` and `Beginner`."""
 
-    def __init__(self, registry: NacosRegistry, credential: Credential | None) -> None:
+    def __init__(
+        self,
+        registry: NacosRegistry,
+        credential: Credential | None,
+        refused: Callable[[Refused], object] = lambda error: None,
+    ) -> None:
+        """`refused` is called when a server does not accept the token."""
         self.registry = registry
         self.credential = credential
+        self._refused = refused
+        self._own_headers: tuple[str | None, Headers] = (None, ())
         self.cache = ResponseCache()
         self.dialect_clients = dialect_clients(self.cache, registry.clock, of_proxy=registry.of_proxy)
         self.add_clusters = self.cache.add_clusters
+        self.begin = Repeats(self, registry.http, registry.clock.now, _keys).begin
         self._push_key = token_hex(8)  # proxies spread over the servers
 
-    async def send(self, call: Call[R]) -> R:
-        """The result, from the first server that does not fail."""
+    async def send(self, call: Call[R], begun: Begun | None = None) -> R:
+        """The result, from the first server that does not fail. `begun`: the call was sent to its server already."""
+        try:
+            return await self._send(call, begun)
+        except Refused as error:
+            if is_unknown_token(error):
+                self._refused(error)
+            raise
+
+    async def _send(self, call: Call[R], begun: Begun | None) -> R:
         registry = self.registry
         await registry.monitor.ready()
         keys = _keys(call)
@@ -272,7 +304,7 @@ class AuthenticatedClient:
         reading = not isinstance(call, Write)
         for server in registry.servers.candidates(keys, registry.clock.now(), reading=reading):
             try:
-                result = await self.send_to(server, call)
+                result = await self.send_to(server, call, begun)
             except UpstreamError as error:
                 if not _lacks_peer(error) and not server_failed(error, reading=reading):
                     raise
@@ -280,16 +312,17 @@ class AuthenticatedClient:
                 if type(call) in NOT_IDEMPOTENT and (error.arrived or isinstance(error, Refused)):
                     break
                 continue
-            self._note_result(call, result, server, keys)
+            self.note_result(call, result, server, keys)
             return result
         raise last or Unreachable("no server is known", arrived=False)
 
-    async def send_to(self, server: Server, call: Call[R]) -> R:
+    async def send_to(self, server: Server, call: Call[R], begun: Begun | None = None) -> R:
         """The result from one server. The outcome counts for the server's health."""
         clock, monitor = self.registry.clock, self.registry.monitor
-        begin = clock.now()
+        begun = begun if begun is not None and begun.server is server else None
+        begin = clock.now() if begun is None else begun.at
         try:
-            result = await ServerClient(self, server).send(call)
+            result = await ServerClient(self, server, begun).send(call)
         except Refused as error:
             if not _lacks_peer(error) and server_failed(error, reading=not isinstance(call, Write)):
                 monitor.failed(server, error)
@@ -305,7 +338,32 @@ class AuthenticatedClient:
         monitor.succeeded(server, clock.now() - begin)
         return result
 
-    def _note_result(self, call: Call[Any], result: Any, server: Server, keys: tuple[Hashable, ...]) -> None:
+    def first_server(self, keys: Keys) -> Server | None:
+        registry = self.registry
+        registry.monitor.start_due()
+        return registry.servers.first(keys, registry.clock.now())
+
+    def token_headers(self) -> Headers | None:
+        if self.credential is not None:
+            return self.credential.headers
+        token = self.registry.session.held()
+        return None if token is None else self.own_headers(token)
+
+    def own_headers(self, token: str) -> Headers:
+        """Those of this proxy's own calls: the token and the identity. The same object for the same token."""
+        if self._own_headers[0] != token:
+            identity = self.registry.http.policy.identity
+            self._own_headers = token, token_headers(token) + ((identity,) if identity is not None else ())
+        return self._own_headers[1]
+
+    def worked_dialect(self, server: Server, call: Call[Any]) -> DialectClient | None:
+        name = server.capabilities.dialects_for(call, self.registry.dialect_order)[0]
+        return self.dialect_clients[name] if server.capabilities.has_worked(name, type(call)) else None
+
+    def succeeded(self, server: Server, seconds: float) -> None:
+        self.registry.monitor.succeeded(server, seconds)
+
+    def note_result(self, call: Call[Any], result: Any, server: Server, keys: Keys) -> None:
         registry = self.registry
         if isinstance(call, Fetch):
             registry.report_unreadable(result)
@@ -363,10 +421,14 @@ class AuthenticatedClient:
 
 @dataclass(frozen=True, slots=True)
 class ServerClient:
-    """One server for one credential. Implements `dialect_client.Client`."""
+    """One server for one credential. Implements `dialect_client.Client`.
+
+    `begun`: a call that was sent already. It was the first request of this call.
+    """
 
     client: AuthenticatedClient
     server: Server
+    begun: Begun | None = None
 
     async def send(self, call: Call[R]) -> R:
         """The result, in the first dialect in which the server offers the call. Refused dialects are remembered."""
@@ -410,7 +472,9 @@ class ServerClient:
         """
         http, server = self.client.registry.http, self.server
         return await self._with_token(
-            lambda headers: http.send(server.origin, server.context, request, headers, idempotent=idempotent)
+            lambda headers: http.send(
+                server.origin, server.context, request, headers, idempotent=idempotent, begun=self._take_begun()
+            )
         )
 
     async def ask_proxy(self, request: HttpRequest, wanted: Container[str]) -> HttpReply:
@@ -425,16 +489,15 @@ class ServerClient:
         if credential is not None:
             return await send(credential.headers)
         token = await session.token(self.server.url, self.ask_without_token)
-        reply = await send(self._own_headers(token))
+        reply = await send(self.client.own_headers(token))
         if reply.status in (401, 403) and session.enabled:
             renewed = await session.renew(token, self.server.url, self.ask_without_token)
             if renewed != token:
-                reply = await send(self._own_headers(renewed))
+                reply = await send(self.client.own_headers(renewed))
         return reply
 
-    def _own_headers(self, token: str) -> Headers:
-        identity = self.client.registry.http.policy.identity
-        return token_headers(token) + ((identity,) if identity is not None else ())
+    def _take_begun(self) -> Connection | None:
+        return None if self.begun is None else self.begun.take()
 
     async def ask_without_token(self, request: HttpRequest) -> HttpReply:
         return await self.client.registry.http.send(self.server.origin, self.server.context, request, idempotent=True)
@@ -457,7 +520,7 @@ def _lacks_peer(error: UpstreamError) -> bool:
     return isinstance(error, Refused) and error.reason is Reason.NO_PEER
 
 
-def _keys(call: Call[Any]) -> tuple[Hashable, ...]:
+def _keys(call: Call[Any]) -> Keys:
     """The instance and the service of a call, the most specific first."""
     match call:
         case Register():

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
-from nacos_proxy.model.calls import Call, Fetch
+from nacos_proxy.model.calls import Fetch
 from nacos_proxy.model.errors import Reason, Refused, is_unknown_token
 from nacos_proxy.model.services import DEFAULT_GROUP, ServiceKey
 from nacos_proxy.upstream.contract import Registry
 from nacos_proxy.upstream.nacos.login import RENEW_AT, Credential
 from nacos_proxy.upstream.nacos.registry import NacosRegistry
-
-R = TypeVar("R")
 
 PROBED_SERVICE = "nacos-proxy"  # it need not exist
 
@@ -31,25 +27,6 @@ class AcceptedCredential:
         """Calls made with this credential use the new token from now on."""
         self.credential.token = fresh.credential.token
         self.renew_at, self.ends_at = fresh.renew_at, fresh.ends_at
-
-
-class RefusalReporter:
-    """A `Registry` that calls `refused` when the upstream no longer accepts the token."""
-
-    def __init__(self, registry: Registry, refused: Callable[[Refused], None]) -> None:
-        self._registry = registry
-        self._refused = refused
-
-    async def send(self, call: Call[R]) -> R:
-        try:
-            return await self._registry.send(call)
-        except Refused as error:
-            if is_unknown_token(error):
-                self._refused(error)
-            raise
-
-    async def close(self) -> None:
-        await self._registry.close()
 
 
 async def prove(client: Registry, namespace: str) -> None:

@@ -54,6 +54,15 @@ class ServerMonitor:
 
     async def ready(self) -> None:
         """Starts what is due. Waits for the address server while no server is known."""
+        self.start_due()
+        if self._servers.policy.endpoint and not self._servers.all:
+            if self._list_task is None or self._list_task.done():
+                self._list_task = self._spawn(self._fetch_list(), "address server")
+            if self._list_task is not None:
+                await asyncio.wait([self._list_task])
+
+    def start_due(self) -> None:
+        """As `ready`, without waiting."""
         now = self._clock.now()
         endpoint = self._servers.policy.endpoint
         if endpoint and self._servers.all and now - self._listed_at >= LIST_EVERY:
@@ -62,11 +71,6 @@ class ServerMonitor:
         for server in self._servers.to_probe(now):
             server.probing = True
             self._spawn(self._probe(server), "probe")
-        if endpoint and not self._servers.all:
-            if self._list_task is None or self._list_task.done():
-                self._list_task = self._spawn(self._fetch_list(), "address server")
-            if self._list_task is not None:
-                await asyncio.wait([self._list_task])
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
         if self._closed:

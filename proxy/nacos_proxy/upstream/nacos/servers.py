@@ -211,6 +211,10 @@ class Servers:
         if left and not self.up and len(tried) < MAX_ATTEMPTS:
             yield min(left, key=lambda server: server.retry_at)
 
+    def first(self, keys: tuple[Hashable, ...], now: float) -> Server | None:
+        """The first of `candidates`, to write to."""
+        return self.all[0] if len(self.all) == 1 else next(self.candidates(keys, now), None)
+
     def _ordered(self, keys: tuple[Hashable, ...], now: float) -> Iterator[Server]:
         for key in keys:
             pin = self._pins.get(key)

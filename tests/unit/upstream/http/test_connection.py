@@ -62,7 +62,11 @@ class Joined:
         self.lost += 1
 
     def ask(self, body: Any = b"", **options: Any) -> asyncio.Task[None]:
-        return spawn(self.connection.exchange(HEAD, body, **options), name="exchange")
+        async def exchange() -> None:
+            self.connection.begin(HEAD, body, **options)
+            await self.connection.head()
+
+        return spawn(exchange(), name="exchange")
 
     def came(self, *pieces: bytes) -> None:
         for piece in filter(None, pieces):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ from nacos_proxy.model.errors import Reason, Refused
 from nacos_proxy.model.services import ServiceKey
 from nacos_proxy.upstream.nacos.dialect_client import (
     MANY_SIMILAR_NAMES,
-    MAX_REPEATED,
     NEEDS_ADMIN,
     DialectClient,
     dialect_clients,
@@ -218,17 +216,6 @@ async def test_dialect_client_execute_allows_only_idempotent_calls_to_be_sent_tw
     assert client.idempotent == [False, True]
 
 
-async def test_dialect_client_beat_cache_never_mixes_up_instances() -> None:
-    client = FakeServerClient("v1", "v1")
-    await client.at_server(Register(KEY, instance("10.9.9.9")))
-    known, unknown = (
-        Beat(KEY, "10.9.9.9", 80),
-        [Beat(KEY, f"10.0.{n // 250}.{n % 250}", 80) for n in range(MAX_REPEATED)],
-    )
-    for beat in (known, known, *unknown, known):
-        assert (await client.execute(beat)).code == (BEAT_OK if beat is known else BEAT_NOT_FOUND)
-
-
 @pytest.mark.parametrize(("face", "dialect"), [("v1+v2", "v1"), ("v1+v2", "v2"), ("v3", "v3")])
 async def test_dialect_client_reads_an_answer_to_a_beat_once(face: str, dialect: str) -> None:
     client = FakeServerClient(face, dialect)
@@ -236,28 +223,6 @@ async def test_dialect_client_reads_an_answer_to_a_beat_once(face: str, dialect:
     first, second = [await client.execute(Beat(KEY, ip, 80)) for ip in ("10.0.0.1", "10.0.0.2")]
     lost, again = [await client.execute(Beat(KEY, ip, 80)) for ip in ("10.0.0.9", "10.0.0.1")]
     assert first is second and (lost.code, again) == (BEAT_NOT_FOUND, first)
-
-
-async def test_dialect_client_encodes_a_repeated_registration_once() -> None:
-    client = FakeServerClient("v1", "v1")
-    call = Register(KEY, instance("10.0.0.1"))
-    once, again = client.dialect_client._write_request(call), client.dialect_client._write_request(call)
-    assert once is again and once.target is again.target
-    other = client.dialect_client._write_request(Register(KEY, instance("10.0.0.1", weight=2.0)))
-    assert other != once
-
-
-async def test_dialect_client_beat_cache_does_not_keep_long_beats() -> None:
-    client = FakeServerClient("v1", "v1")
-    tracemalloc.start()
-    try:
-        for number in range(100):
-            full = instance(metadata={"note": f"{number}" + "x" * 100_000})
-            await client.execute(Beat(KEY, "10.0.0.1", 80, full=full))
-            client.requests_since()
-        assert tracemalloc.get_traced_memory()[0] < 1_000_000
-    finally:
-        tracemalloc.stop()
 
 
 async def test_dialect_client_listed_stamps_a_list_that_has_no_last_ref_time() -> None:

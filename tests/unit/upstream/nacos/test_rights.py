@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from nacos_proxy.model.calls import Fetch, Register
 from nacos_proxy.model.errors import ProxyError, Reason, Refused, Unreachable
 from nacos_proxy.model.services import Snapshot
 from nacos_proxy.upstream.nacos.login import Credential
 from nacos_proxy.upstream.nacos.registry import NacosPolicy, NacosRegistry
-from nacos_proxy.upstream.nacos.rights import AcceptedCredential, RefusalReporter, accept_account, accept_token, prove
+from nacos_proxy.upstream.nacos.rights import AcceptedCredential, accept_account, accept_token, prove
 from nacos_proxy.upstream.nacos.servers import ServersPolicy
-from tests.helpers.build import KEY, instance
+from tests.helpers.build import KEY
 from tests.helpers.clock import FakeClock
 from tests.helpers.faces import facing
 
@@ -106,17 +104,3 @@ def test_accepted_credential_renew_gives_the_credential_the_new_token() -> None:
     held = AcceptedCredential(credential, 1.0, 2.0)
     held.renew(AcceptedCredential(Credential("new"), 3.0, 4.0))
     assert (credential.headers[1], held.renew_at, held.ends_at) == (("accessToken", "new"), 3.0, 4.0)
-
-
-async def test_refusal_reporter_reports_only_a_token_that_is_no_longer_accepted() -> None:
-    told: list[str] = []
-    tell: Callable[[Refused], None] = lambda error: told.append(error.text)  # noqa: E731
-    calls: tuple[Awaitable[Any], ...]
-    for answer in (no("token expired!"), no("authorization failed!"), no("bad", Reason.OTHER, 400)):
-        telling = RefusalReporter(FixedRegistry(answer), tell)
-        calls = (telling.send(Fetch(KEY)), telling.send(Register(KEY, instance())))
-        for call in calls:
-            with pytest.raises(Refused):
-                await call
-    assert told == ["token expired!"] * 2
-    assert await RefusalReporter(FixedRegistry(Snapshot(KEY)), tell).send(Fetch(KEY)) == Snapshot(KEY)
