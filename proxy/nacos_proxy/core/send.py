@@ -62,7 +62,8 @@ class Sender:
             if not sent.usual:
                 answered(None, self._outcome(call, sent.finish(), began))
                 return
-            self._succeeded(call, began)
+            # The upstream has answered, so the caller must not wait because of an exception of this step.
+            self._supervisor.call("answer", self._succeeded, call, began)
             answered(sent.result, None)
 
         return self._beginner.begin(call, ended)

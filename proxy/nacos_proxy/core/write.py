@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from nacos_proxy.core.commit import Catalog, Committer, Counts, Written
@@ -85,16 +85,14 @@ class Writer:
 
     def _begin_at_once(self, call: Write[Any], caller: _Caller) -> bool:
         """Sends a beat or a registration without a task, unless something has to be awaited before."""
-        registered = self._is_registered_beat(call)
         if not isinstance(call, (Beat, Register)) or not self._outage.lets_pass(call):
             return False
-        shown_as = call
+        registered, shown_as = self._is_registered_beat(call), call
         if isinstance(call, Beat) and call.full is not None:
             if not registered:
                 return False
             shown_as = replace(call, full=None)
-        way, context = _Way(call, caller, shown_as, registered), copy_context()
-        return self._sender.begin(call, lambda result, rest: context.run(self._answered, way, result, rest))
+        return self._sender.begin(call, partial(self._answered, _Way(call, caller, shown_as, registered)))
 
     def _answered(self, way: _Way, result: Any, rest: Awaitable[Any] | None) -> None:
         if rest is not None:

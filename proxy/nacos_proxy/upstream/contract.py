@@ -51,7 +51,7 @@ class Beginner(Protocol):
     def begin(self, call: Call[Any], answered: Callable[[Sent], object]) -> bool:
         """Sends a call at once. False: it is not sent, and only `send` can do it.
 
-        `answered` is called when the answer is there, or will never be; it must not raise. Cancelling is not possible.
+        `answered` is called in the caller's context when the answer is there, or will never be. It must not raise.
         """
         ...
 

@@ -320,30 +320,26 @@ class PreparedRequest(httpx.Request):
 class RepeatedRequest:
     """The bytes of a request that is sent again and again, apart from the headers of each time."""
 
-    __slots__ = ("_body", "_head", "_limits", "_pool", "_total")
+    __slots__ = ("_body", "_head", "_limits", "_total", "pool")
 
     def __init__(self, request: PreparedRequest, pool: _Pool) -> None:
+        self.pool = pool
         self._head = _head(request)[:-2]
         self._body = request.content_bytes
-        self._pool = pool
         self._limits, self._total = _limits_of(request.extensions)
 
     def begin(self, headers: bytes, on_head: Callable[[Connection], object]) -> bool:
         """Sends it with these header lines over an idle connection. False if there is none: nothing is sent then.
 
-        `on_head` is called as by `Connection.begin`. If the answer is complete, `give_back` the connection; otherwise
-        `FastTransport.answer` goes on with it.
+        `on_head` is called as by `Connection.begin`. Then either take the body, if the answer is complete, and give the
+        connection back to the `pool`; or `FastTransport.answer` goes on with it.
         """
-        connection = self._pool.take_idle()
+        connection = self.pool.take_idle()
         if connection is None:
             return False
-        limits = _from_now(self._limits, self._total, self._pool.loop)
+        limits = _from_now(self._limits, self._total, self.pool.loop)
         connection.begin(self._head + headers + b"\r\n", self._body, limits=limits, on_head=on_head)
         return True
-
-    def give_back(self, connection: Connection) -> None:
-        """Call it with the body of the answer taken."""
-        self._pool.give(connection)
 
 
 class FastTransport(httpx.AsyncBaseTransport):
@@ -418,11 +414,11 @@ class FastTransport(httpx.AsyncBaseTransport):
     def _pool(self, origin: Origin, extensions: Mapping[str, Any]) -> _Pool:
         if origin.scheme not in ("http", "https") or not origin.host:
             raise httpx.UnsupportedProtocol(f"neither http nor https: {origin.scheme!r}")
-        if self._closed:
-            raise httpx.ConnectError("the transport is closed")
         key = origin, str(extensions.get("sni_hostname") or origin.host), extensions.get("stream") is True
         pool = self._pools.get(key)
         if pool is None:
+            if self._closed:
+                raise httpx.ConnectError("the transport is closed")
             tls = (self._tls or ssl.create_default_context()) if origin.scheme == "https" else None
             pool = self._pools[key] = _Pool(key, self._policy, tls)
         return pool
@@ -436,7 +432,6 @@ class FastTransport(httpx.AsyncBaseTransport):
             if not self.connections:
                 break
             await asyncio.sleep(0)
-        self._pools.clear()
 
 
 def _limits_of(extensions: Mapping[str, Any]) -> tuple[ExchangeLimits, float | None]:

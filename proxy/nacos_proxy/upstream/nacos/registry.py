@@ -83,7 +83,6 @@ from nacos_proxy.model.services import ServiceKey, Snapshot
 from nacos_proxy.runtime import Clock
 from nacos_proxy.upstream.contract import Sent
 from nacos_proxy.upstream.grpc.session import Target
-from nacos_proxy.upstream.http.connection import Connection
 from nacos_proxy.upstream.http.exchange import Headers, HttpClient, HttpPolicy, TlsPolicy, tls_context
 from nacos_proxy.upstream.http.transport import FastTransport, TransportPolicy
 from nacos_proxy.upstream.nacos.capabilities import ORDER, DialectName
@@ -144,16 +143,16 @@ class NacosRegistry:
         self.unreadable = 0
         self._unreadable_hosts: LRUCache[ServiceKey, tuple[str, ...]] = LRUCache(1000)
         self._proxy_id = token_hex(8)
-        self.own_client = own_client = AuthenticatedClient(self, None)
         self.monitor = ServerMonitor(
             self.servers,
             self.http,
             clock,
-            probe=lambda server: own_client.send_to(server, self.probe),
-            read_state=lambda server: ServerClient(own_client, server).send(ServerState()),
+            probe=lambda server: self.own_client.send_to(server, self.probe),
+            read_state=lambda server: ServerClient(self.own_client, server).send(ServerState()),
             receiver=lambda: self.receiver,
             ask_versions=not policy.of_proxy,  # each of many lower proxies would ask the server behind
         )
+        self.own_client = AuthenticatedClient(self, None)
 
     async def send(self, call: Call[R]) -> R:
         """As `Registry.send`, with this proxy's own token."""
@@ -284,11 +283,15 @@ class AuthenticatedClient:
         self.cache = ResponseCache()
         self.dialect_clients = dialect_clients(self.cache, registry.clock, of_proxy=registry.of_proxy)
         self.add_clusters = self.cache.add_clusters
-        self.begin = Repeats(self, registry.http, registry.clock.now, _keys).begin
+        self._repeats = Repeats(registry.http, registry.monitor, registry.clock.now, _keys)
         self._push_key = token_hex(8)  # proxies spread over the servers
 
+    def begin(self, call: Call[Any], answered: Callable[[Sent], object]) -> bool:
+        """As `Beginner.begin`."""
+        return self._repeats.begin(self, call, answered)
+
     async def send(self, call: Call[R], begun: Begun | None = None) -> R:
-        """The result, from the first server that does not fail. `begun`: the call was sent to its server already."""
+        """The result, from the first server that does not fail. `begun`: the call was sent to a server already."""
         try:
             return await self._send(call, begun)
         except Refused as error:
@@ -360,9 +363,6 @@ class AuthenticatedClient:
         name = server.capabilities.dialects_for(call, self.registry.dialect_order)[0]
         return self.dialect_clients[name] if server.capabilities.has_worked(name, type(call)) else None
 
-    def succeeded(self, server: Server, seconds: float) -> None:
-        self.registry.monitor.succeeded(server, seconds)
-
     def note_result(self, call: Call[Any], result: Any, server: Server, keys: Keys) -> None:
         registry = self.registry
         if isinstance(call, Fetch):
@@ -423,7 +423,7 @@ class AuthenticatedClient:
 class ServerClient:
     """One server for one credential. Implements `dialect_client.Client`.
 
-    `begun`: a call that was sent already. It was the first request of this call.
+    `begun`: the call that was sent to this server already.
     """
 
     client: AuthenticatedClient
@@ -473,7 +473,12 @@ class ServerClient:
         http, server = self.client.registry.http, self.server
         return await self._with_token(
             lambda headers: http.send(
-                server.origin, server.context, request, headers, idempotent=idempotent, begun=self._take_begun()
+                server.origin,
+                server.context,
+                request,
+                headers,
+                idempotent=idempotent,
+                begun=None if self.begun is None else self.begun.take(request, headers),
             )
         )
 
@@ -495,9 +500,6 @@ class ServerClient:
             if renewed != token:
                 reply = await send(self.client.own_headers(renewed))
         return reply
-
-    def _take_begun(self) -> Connection | None:
-        return None if self.begun is None else self.begun.take()
 
     async def ask_without_token(self, request: HttpRequest) -> HttpReply:
         return await self.client.registry.http.send(self.server.origin, self.server.context, request, idempotent=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
+import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,8 +18,8 @@ import pytest
 
 from nacos_proxy.model.calls import BEAT_NOT_FOUND, Beat, BeatResult, Call, Deregister, Fetch, Register
 from nacos_proxy.model.errors import ProxyError, Refused, Unreachable
-from nacos_proxy.request_context import RequestContext, work_for
-from nacos_proxy.runtime import spawn
+from nacos_proxy.request_context import RequestContext, current_request, work_for
+from nacos_proxy.runtime import spawn, stop
 from nacos_proxy.upstream.contract import Sent
 from nacos_proxy.upstream.http.exchange import HttpPolicy, Timeouts
 from nacos_proxy.upstream.nacos.login import Credential, LoginPolicy
@@ -27,7 +30,7 @@ from tests.helpers.build import KEY, instance
 from tests.helpers.clock import FakeClock
 from tests.helpers.faces import FACES, facing
 from tests.unit.upstream.registries import registry_of
-from tests.unit.upstream.stub import Request, Say, Stub, ok, say, stub
+from tests.unit.upstream.stub import Request, Say, Stub, ok, read, say, stub
 
 BEAT = Beat(KEY, "10.0.0.1", 80)
 FULL_BEAT = Beat(KEY, "10.0.0.1", 80, full=instance("10.0.0.1"))
@@ -175,11 +178,11 @@ async def test_begin_needs_a_transport_that_can_repeat() -> None:
 async def test_begin_keeps_a_bounded_number_of_calls() -> None:
     async with stub(beating()) as server, registry_of(server.url, dialect="v1") as registry:
         await known(registry)
-        others = [Beat(KEY, f"10.1.{n // 250}.{n % 250}", 80) for n in range(MAX_REPEATED - 1)]
-        for call in others:
-            assert not registry.begin(call, print)
         assert await begun(registry, BEAT) is not None
-        assert not registry.begin(Beat(KEY, "10.9.9.9", 80), print)
+        others = [Beat(KEY, f"10.1.{n // 250}.{n % 250}", 80) for n in range(MAX_REPEATED)]
+        for call in others:
+            for _ in range(2):
+                registry.begin(call, lambda sent: None)
         assert await begun(registry, BEAT) is None  # it was the oldest
 
 
@@ -295,7 +298,7 @@ SOON = HttpPolicy(timeouts=Timeouts(reads=0.2, writes=0.2))
 
 
 @asynccontextmanager
-async def warm(answer: Say) -> AsyncIterator[tuple[Stub, NacosRegistry]]:
+async def warm(answer: Say) -> AsyncGenerator[tuple[Stub, NacosRegistry]]:
     """A server that gives this answer to the next beat, the good one to all others."""
     turns = Counter[str]()
 
@@ -360,3 +363,163 @@ async def test_finish_that_goes_to_another_server_leaves_no_connection_behind() 
             server.up = False  # another call has found it down
             assert isinstance(await sent.finish(), BeatResult)
             await first.gone.wait()
+
+
+# --- what changes before the answer ------------------------------------------------------------------------------
+
+GONE = say(b"HTTP/1.1 410 Gone\r\nContent-Length: 4\r\n\r\ngone")
+DENIED = say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 14\r\n\r\ntoken expired!")
+
+
+async def test_finish_does_not_read_an_answer_in_another_dialect() -> None:
+    upgraded = False
+
+    def play(request: Request) -> Say:
+        if request.line.startswith(b"POST /nacos/v3/client/ns/instance") and upgraded:
+            return ok(b'{"code":0,"message":"success","data":"ok"}')
+        return ok(_OK) if request.line.startswith(b"PUT /nacos/v1/") and not upgraded else GONE
+
+    async with stub(play) as server, registry_of(server.url) as registry:
+        calls = [Beat(KEY, f"10.0.0.{n}", 80) for n in range(6)]
+        await asyncio.gather(*(known(registry, call) for call in calls))
+        upgraded = True
+        results = await asyncio.gather(*(again(registry, call) for call in calls))
+        assert all(isinstance(result, BeatResult) for result in results)
+
+
+async def test_finish_does_not_take_the_refusal_of_an_old_token_for_one_of_the_new_token() -> None:
+    valid, logins, late = b"t1", 0, asyncio.Event()
+
+    async def play(request: Request) -> Say:
+        nonlocal valid, logins
+        if b"login" in request.line:
+            logins += 1
+            valid = b"t%d" % logins
+            return ok(b'{"accessToken":"%b","tokenTtl":18000}' % valid)
+        accepted = b"accessToken: " + valid + b"\r\n" in request.head
+        if b"10.0.0.2" in request.line:
+            await late.wait()
+        return ok(_OK) if accepted else DENIED
+
+    slow, other = Beat(KEY, "10.0.0.2", 80), BEAT
+    async with slow_stub(play) as url:
+        async with registry_of(url, dialect="v1", login=LoginPolicy("nacos", "secret")) as registry:
+            late.set()
+            await known(registry, slow)
+            await known(registry, other)
+            assert isinstance(registry.clock, FakeClock)
+            await registry.clock.advance(100)  # the login may be tried again
+            valid = b"another"
+            late.clear()
+            waiting = spawn(again(registry, slow), name="slow")
+            assert isinstance(await registry.send(other), BeatResult)
+            late.set()
+            assert isinstance(await waiting, BeatResult)
+            assert logins == 2
+
+
+@asynccontextmanager
+async def slow_stub(play: Callable[[Request], Awaitable[Say]]) -> AsyncGenerator[str]:
+    """As `stub`, with answers that may wait."""
+    tasks: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.CancelledError):
+            while True:
+                writer.writelines((await play(await read(reader))).pieces)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in tasks:
+            await stop(task)
+
+
+async def test_a_begun_call_binds_its_instance_to_the_server_that_took_it() -> None:
+    async with stub(beating()) as one, stub(beating()) as two:
+        async with registry_of(one.url, two.url, dialect="v1") as registry:
+            await known(registry, REGISTER)
+            await registry.send(Deregister(KEY, "10.0.0.1", 80))
+            assert await begun(registry, REGISTER) is not None
+            assert (KEY, "10.0.0.1", 80) in registry.servers._pins
+
+
+async def test_an_answer_comes_in_the_context_of_its_own_request() -> None:
+    seen: list[str] = []
+
+    def note(_: object) -> None:
+        request = current_request()
+        seen.append("" if request is None else request.id)
+
+    async with stub(beating()) as server, registry_of(server.url, dialect="v1") as registry:
+
+        async def work(id: str, act: Callable[[], Awaitable[object]]) -> None:
+            work_for(RequestContext(id))
+            await act()
+
+        async def begin() -> None:
+            registry.servers.all[0].up = False
+            registry.servers.on_up.append(note)
+            assert await begun(registry, BEAT) is not None
+
+        await spawn(work("opens the connections", partial(known, registry)), name="request")
+        await spawn(work("begins", begin), name="request")
+        assert seen == ["begins"]
+
+
+async def test_an_exception_of_a_listener_does_not_leave_the_caller_without_an_answer() -> None:
+    def fail(_: object) -> None:
+        raise KeyError("a listener")
+
+    async with stub(beating()) as server, registry_of(server.url, dialect="v1") as registry:
+        await known(registry)
+        registry.servers.all[0].up = False
+        registry.servers.on_up.append(fail)
+        sent = await begun(registry, BEAT)
+        assert sent is not None and not sent.usual
+        assert isinstance(await sent.finish(), BeatResult), "it was up by then"
+
+
+async def test_begin_leaves_a_token_that_cannot_be_sent_to_send() -> None:
+    async with stub(beating()) as server, registry_of(server.url, dialect="v1") as registry:
+        credential = Credential("one")
+        client = registry.acting_as(credential)
+        await known(client)
+        credential.token = "é"
+        assert await begun(client, BEAT) is None
+        with pytest.raises(Refused, match="printable ASCII"):
+            await client.send(BEAT)
+
+
+async def test_finish_says_that_a_call_may_have_arrived_when_the_registry_is_closed() -> None:
+    answered: list[Sent] = []
+    async with stub(beating()) as server:
+        async with registry_of(server.url, dialect="v1") as registry:
+            await known(registry)
+            server.play = beating(lambda: say(then="hang"))
+            assert registry.begin(BEAT, answered.append)
+        (sent,) = answered
+        with pytest.raises(Unreachable) as caught:
+            await sent.finish()
+        assert caught.value.arrived
+
+
+def test_what_comes_once_is_bounded_in_bytes_and_pushes_out_nothing_that_came_twice() -> None:
+    registry = NacosRegistry(NacosPolicy(ServersPolicy(("127.0.0.1:1",))), FakeClock())
+    repeats = registry.own_client._repeats
+    for call in (BEAT, BEAT):
+        assert not registry.begin(call, print)
+    tracemalloc.start()
+    try:
+        for number in range(MAX_REPEATED + 100):
+            note = {"note": f"{number}" + "x" * 100_000} if number % 100 == 0 else {}
+            assert not registry.begin(Register(KEY, instance("10.0.0.1", metadata=note)), print)
+        assert tracemalloc.get_traced_memory()[0] < 3_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(repeats._seen) == MAX_REPEATED
+    assert [known.call for known in repeats._known.values()] == [BEAT]
