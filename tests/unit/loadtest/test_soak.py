@@ -67,3 +67,11 @@ def test_a_read_may_lack_up_to_half_while_the_upstream_rebuilds_its_lists(
     must = frozenset(f"10.0.0.{n}:80" for n in range(4))
     read = Read("a", must, frozenset(), 200, frozenset(sorted(must)[lost:]), rebuilding=rebuilding)
     assert len(read.missing) == missing
+
+
+@pytest.mark.parametrize(("rebuilding", "ghosts"), [(False, {"b"}), (True, set[str]())])
+def test_a_read_may_show_what_was_deregistered_while_the_upstream_rebuilds_its_lists(
+    rebuilding: bool, ghosts: set[str]
+) -> None:
+    read = Read("a", frozenset(), frozenset({"b", "c"}), 200, frozenset({"b"}), rebuilding=rebuilding)
+    assert read.ghosts == ghosts
