@@ -290,7 +290,7 @@ class Load:
         return frozenset(self.acknowledged.there), frozenset(self.acknowledged.gone)
 
     async def _writer(self) -> None:
-        """It rests while a server rebuilds its lists: r-nacos undoes a third of what it acknowledges meanwhile."""
+        """It rests while a server rebuilds its lists: r-nacos undoes some of what it acknowledges meanwhile."""
         while True:
             while self.rebuilding:
                 await self._wait()
