@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _WRITE = (
-    "76 % of the CPU is the interpreter and 13 % the kernel (`perf record`). A repeated write has no task and no parse; "
-    "what is left is some hundred calls of Python functions, of which none takes more than 6 % (`cProfile`). nginx uses "
-    "an eighth of that, so it leaves both cores to wrk and r-nacos, while the proxy keeps one of them busy."
+    "76 % of the CPU is the interpreter and 13 % the kernel (`perf record`). A repeated write has no task and no "
+    "parse; what is left is some hundred calls of Python functions, of which none takes more than 6 % (`cProfile`). "
+    "nginx uses an eighth of that, so it leaves both cores to wrk and r-nacos, while the proxy keeps one of them busy."
 )
 _START = "Python needs most of it to import what the process consists of; the rest is reading the state file."
 _BARE = (
