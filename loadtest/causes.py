@@ -49,7 +49,7 @@ CAUSES: Mapping[str, str] = {
     "identical heads, compared with a bare protocol on uvloop": _BARE,
     "tiers: attempts to reconnect within 100 ms, of its hosts": (
         "The hosts share one process. It stands still for half a second while it learns that 334 connections are lost, "
-        "and the attempts that were due meanwhile come at once. In every other 100 ms they are at most 20 %."
+        "and the attempts that were due meanwhile come at once. In every other 100 ms they are about 20 % at most."
     ),
     "start to the first answer, 10,000 services on disk": _START,
 }

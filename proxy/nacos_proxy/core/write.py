@@ -40,8 +40,8 @@ class _Caller:
             self.answer.set_exception(error)
 
 
-class _Way(NamedTuple):
-    """A call that goes to the upstream. Once accepted, readers see it as `shown_as`.
+class _Forwarded(NamedTuple):
+    """A write on its way to the upstream. Once accepted, readers see it as `shown_as`.
 
     `registered`: it is a beat of an instance that is registered here.
     """
@@ -92,14 +92,14 @@ class Writer:
             if not registered:
                 return False
             shown_as = replace(call, full=None)
-        return self._sender.begin(call, partial(self._answered, _Way(call, caller, shown_as, registered)))
+        return self._sender.begin(call, partial(self._answered, _Forwarded(call, caller, shown_as, registered)))
 
-    def _answered(self, way: _Way, result: Any, rest: Awaitable[Any] | None) -> None:
+    def _answered(self, forwarded: _Forwarded, result: Any, rest: Awaitable[Any] | None) -> None:
         if rest is not None:
-            spawn(self._run(self._outcome(way, rest), way.caller), name="write")
+            spawn(self._run(self._outcome(forwarded, rest), forwarded.caller), name="write")
             return
-        self._accepted(way, result)
-        way.caller.give(Written(result))
+        self._accepted(forwarded, result)
+        forwarded.caller.give(Written(result))
 
     async def _run(self, writing: Awaitable[Written[Any] | ProxyError], caller: _Caller) -> None:
         try:
@@ -135,14 +135,14 @@ class Writer:
         if isinstance(call, Beat) and call.full is not None and not await self._beat_registers(call):
             shown_as = replace(call, full=None)
         sending = self._deregister(call) if isinstance(call, Deregister) else self._sender.send(call)
-        return await self._outcome(_Way(call, caller, shown_as, self._is_registered_beat(call)), sending)
+        return await self._outcome(_Forwarded(call, caller, shown_as, self._is_registered_beat(call)), sending)
 
     async def _deregister(self, call: Deregister) -> None:
         with self._reregistration.deregistering(call):
             await self._sender.send(call)
 
-    async def _outcome(self, way: _Way, sending: Awaitable[Any]) -> Written[Any] | ProxyError:
-        call = way.call
+    async def _outcome(self, forwarded: _Forwarded, sending: Awaitable[Any]) -> Written[Any] | ProxyError:
+        call = forwarded.call
         try:
             written: Written[Any] = Written(await sending)
             if isinstance(call, Beat) and (result := await self._reregistration.reregister(call, written.result)):
@@ -151,16 +151,18 @@ class Writer:
             Counts.add(self._committer.counts.writes, type(error).__name__)
             if isinstance(error, UpstreamError) and error.arrived:
                 self._catalog.cache.invalidate(call.service, self._clock.now())
-            return error if way.caller.served else await self._outage.after_failure(call, error) or error
-        self._accepted(way, written.result)
+            return error if forwarded.caller.served else await self._outage.after_failure(call, error) or error
+        self._accepted(forwarded, written.result)
         return written
 
-    def _accepted(self, way: _Way, result: Any) -> None:
+    def _accepted(self, forwarded: _Forwarded, result: Any) -> None:
         Counts.add(self._committer.counts.writes, "ok")
         # A late answer to a beat must not restore an instance that was deregistered meanwhile.
-        if not way.registered or self._is_registered_beat(way.call):
+        if not forwarded.registered or self._is_registered_beat(forwarded.call):
             # The upstream has accepted the write, so the caller must not see an exception of this step.
-            self._supervisor.call("write", self._committer.accepted, way.call, result, shown_as=way.shown_as)
+            self._supervisor.call(
+                "write", self._committer.accepted, forwarded.call, result, shown_as=forwarded.shown_as
+            )
 
     def _is_registered_beat(self, call: Write[Any]) -> bool:
         registrations = self._catalog.registrations

@@ -20,11 +20,13 @@ from nacos_proxy.model.calls import (
     GetInstance,
     Register,
     Update,
+    Write,
 )
 from nacos_proxy.model.errors import Busy, Garbled, Reason, Refused, TooSlow, Unreachable
 from nacos_proxy.runtime import spawn, stop
 from tests.helpers.build import KEY, instance, snapshot
 from tests.helpers.clock import settle
+from tests.helpers.scripted import BeginningRegistry
 from tests.helpers.world import AWAY, NO_CACHE, A, B, C, World
 
 
@@ -328,6 +330,17 @@ async def test_write_of_beats_does_not_keep_the_only_instance_visible_when_it_is
     unlisted(world)
     look = await world.read(CacheControl(no_cache=True))
     assert look.snapshot is not None and look.snapshot.instances == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "begun"), [(Register(KEY, C), 1), (Beat(KEY, A.ip, A.port), 1), (Deregister(KEY, A.ip, A.port), 0)]
+)
+async def test_begin_sends_at_once_what_the_registry_can_begin(call: Write[Any], begun: int) -> None:
+    world = World(begins=True)
+    assert isinstance(world.registry, BeginningRegistry)
+    await world.agent.write(call)
+    assert (world.registry.begun, world.registry.calls) == (begun, [call])
+    await world.agent.close()
 
 
 async def test_begin_goes_on_if_its_future_is_cancelled(world: World) -> None:
